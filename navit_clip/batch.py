@@ -1,0 +1,195 @@
+"""The carriers: what flows from shards to towers to loss, each a frozen dataclass.
+
+    Sample -> Patches -> PackedImages + Captions = Batch -> Embeddings
+
+Axis words, used in every shape of the project:
+
+    tokens      the patches (or caption tokens) of all images (or captions) of a pack, one after the other
+    images      images in a pack
+    captions    captions in a pack
+    pairs       images with their captions; where a pack holds pairs, image i goes with caption i
+    patch_dim   values in one patch: patch_size * patch_size * 3, in (row, column, channel) order
+    dim         width of a tower, or of an embedding
+
+A pack has no padding: sequence i occupies tokens offsets[i] to offsets[i + 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32, Int64, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One member group of a shard, still encoded."""
+
+    key: str
+    """Names the sample within the whole data set: shard name and sample name. Seeds its random draws."""
+    image: bytes
+    captions: tuple[str, ...] = ()
+    label: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """One image, resized and cut; only the patches that were kept."""
+
+    pixels: UInt8[np.ndarray, "tokens patch_dim"]
+    position: Int32[np.ndarray, "tokens 2"]
+    """Row and column of each kept patch in the full grid."""
+    grid: tuple[int, int]
+    """Rows and columns before any patch was dropped."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedImages:
+    """Images of any size, one after the other.
+
+    Pixels stay bytes until the tower normalises them on its own device: a quarter of the traffic
+    between workers, host and GPU that floats would cost.
+    """
+
+    patches: UInt8[Tensor, "tokens patch_dim"]
+    position: Int32[Tensor, "tokens 2"]
+    """Row and column of each patch in its image's full grid."""
+    grid: Int32[Tensor, "images 2"]
+    """Rows and columns of each image before any patch was dropped; fractional positions need it."""
+    offsets: Int32[Tensor, " images_plus_one"]
+    """Where each image starts, then the total: flash-attn's cu_seqlens."""
+    max_length: int
+    """Tokens of the longest image, on the host, for kernels that want it without a sync."""
+    max_side: int
+    """Largest row or column count of any grid, on the host, for tables that must refuse a longer one."""
+
+    @classmethod
+    def pack(cls, images: Sequence[Patches]) -> PackedImages:
+        """Concatenates images in the order given, at least one."""
+        lengths = [len(image) for image in images]
+        return cls(
+            patches=torch.from_numpy(np.concatenate([image.pixels for image in images])),
+            position=torch.from_numpy(np.concatenate([image.position for image in images])),
+            grid=torch.tensor([image.grid for image in images], dtype=torch.int32),
+            offsets=offsets_of(lengths),
+            max_length=max(lengths),
+            max_side=max(max(image.grid) for image in images),
+        )
+
+    def __len__(self) -> int:
+        return len(self.grid)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.patches)
+
+    def to(self, device: torch.device | str) -> PackedImages:
+        return _to(self, device)
+
+    def pin_memory(self) -> PackedImages:
+        return _pin(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """Captions of any length, one after the other: a batch pays for the tokens that it has."""
+
+    ids: Int32[Tensor, " tokens"]
+    offsets: Int32[Tensor, " captions_plus_one"]
+    max_length: int
+    identity: Int64[Tensor, " captions"]
+    """A hash of what the caption says (`caption_identity`): equal captions are equal numbers."""
+
+    @classmethod
+    def pack(cls, ids: Sequence[Sequence[int]], identity: Sequence[int]) -> Captions:
+        """Concatenates token sequences in the order given, at least one, each of at least one token."""
+        lengths = [len(caption) for caption in ids]
+        return cls(
+            ids=torch.tensor([token for caption in ids for token in caption], dtype=torch.int32),
+            offsets=offsets_of(lengths),
+            max_length=max(lengths),
+            identity=torch.tensor(identity, dtype=torch.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.identity)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Captions:
+        return _to(self, device)
+
+    def pin_memory(self) -> Captions:
+        return _pin(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's micro-step: a budget of image tokens, so the number of pairs varies."""
+
+    images: PackedImages
+    captions: Captions
+    keys: tuple[str, ...]
+
+    def __post_init__(self):
+        assert len(self.images) == len(self.captions) == len(self.keys)
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return _to(self, device)
+
+    def pin_memory(self) -> Batch:
+        return _pin(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What the two towers make of a batch: unit vectors, image i beside caption i."""
+
+    image: Float[Tensor, "pairs dim"]
+    text: Float[Tensor, "pairs dim"]
+
+
+def offsets_of(lengths: Sequence[int]) -> Int32[Tensor, " sequences_plus_one"]:
+    """Start of each sequence in a pack, then the total."""
+    return torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32)
+
+
+def lengths_of(offsets: Int32[Tensor, " sequences_plus_one"]) -> list[int]:
+    """Length of each sequence in a pack, on the host; a device sync if the offsets are elsewhere."""
+    return [end - start for start, end in pairwise(offsets.tolist())]
+
+
+def caption_identity(text: str) -> int:
+    """A 63-bit hash of a caption, so that ranks can tell equal captions without exchanging text."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _to(carrier, device):
+    """The same carrier with its tensors on a device; copies from pinned memory overlap with compute."""
+    return _map_tensors(carrier, lambda part: part.to(device, non_blocking=True))
+
+
+def _pin(carrier):
+    return _map_tensors(carrier, lambda part: part.pin_memory())
+
+
+def _map_tensors(carrier, function):
+    parts = {field.name: getattr(carrier, field.name) for field in fields(carrier)}
+    moved = {name: function(part) for name, part in parts.items() if hasattr(part, "pin_memory")}
+    return replace(carrier, **moved)
