@@ -6,7 +6,7 @@ stream, and then it is counted under its cause.
 
 
 class NavitClipError(Exception):
-    """Anything that is the input's fault, not the program's; the command line prints it without a traceback."""
+    """Anything that is the input's fault; the command line prints it without a traceback."""
 
 
 class ConfigError(NavitClipError, ValueError):

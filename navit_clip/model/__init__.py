@@ -1,0 +1,19 @@
+"""The towers: packed images and packed captions -> embeddings."""
+
+from navit_clip.model.attention import choose_backend, packed_attention
+from navit_clip.model.clip import ClipConfig, NavitClip
+from navit_clip.model.image_tower import ImageTower, ImageTowerConfig
+from navit_clip.model.positions import PositionConfig
+from navit_clip.model.text_tower import TextTower, TextTowerConfig
+
+__all__ = [
+    "ClipConfig",
+    "ImageTower",
+    "ImageTowerConfig",
+    "NavitClip",
+    "PositionConfig",
+    "TextTower",
+    "TextTowerConfig",
+    "choose_backend",
+    "packed_attention",
+]

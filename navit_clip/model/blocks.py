@@ -1,0 +1,122 @@
+"""The transformer that both towers are made of: pre-norm blocks over a pack of sequences.
+
+A block is position-wise but for its attention, so a pack passes through it as one [tokens, dim] matrix.
+NaViT's choices (§2.1 of the paper, after ViT-22B) are two settings: `qk_norm` and `biases: false`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int32
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from navit_clip.errors import ConfigError
+from navit_clip.model.attention import packed_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The size of a tower."""
+
+    width: int = 384
+    """Values per token between blocks."""
+    depth: int = 12
+    """Number of blocks."""
+    num_heads: int = 6
+    """Attention heads per block; divides the width."""
+    mlp_dim: int = 1536
+    """Values per token inside the MLP."""
+    qk_norm: bool = False
+    """Normalise queries and keys per head: steadier at scale; SigLIP 2's architecture lacks it."""
+    biases: bool = False
+    """Whether norms and the linear layers inside blocks have biases; NaViT has none."""
+    norm_eps: float = 1e-6
+    """Added to the variance in every layer norm."""
+    checkpoint_blocks: bool = False
+    """Keep only the blocks' inputs for the backward pass: less memory, a third more work."""
+
+    def __post_init__(self):
+        for name in ("width", "depth", "num_heads", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.width % self.num_heads:
+            raise ConfigError(f"num_heads: {self.num_heads} heads do not divide the width {self.width}")
+
+
+class Transformer(nn.Module):
+    """`depth` blocks and a final norm."""
+
+    def __init__(self, config: TransformerConfig, causal: bool = False):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, causal) for _ in range(config.depth))
+        self.norm = layer_norm(config.width, config)
+        self.checkpoint_blocks = config.checkpoint_blocks
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "tokens dim"],
+        offsets: Int32[Tensor, " sequences_plus_one"],
+        max_length: int,
+    ) -> Float[Tensor, "tokens dim"]:
+        for block in self.blocks:
+            if self.checkpoint_blocks and self.training:
+                tokens = checkpoint(block, tokens, offsets, max_length, use_reentrant=False)
+            else:
+                tokens = block(tokens, offsets, max_length)
+        return self.norm(tokens)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: TransformerConfig, causal: bool):
+        super().__init__()
+        self.attention_norm = layer_norm(config.width, config)
+        self.attention = Attention(config, causal)
+        self.mlp_norm = layer_norm(config.width, config)
+        self.mlp = MLP(config)
+
+    def forward(self, tokens, offsets, max_length):
+        tokens = tokens + self.attention(self.attention_norm(tokens), offsets, max_length)
+        return tokens + self.mlp(self.mlp_norm(tokens))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, kept inside each sequence of the pack."""
+
+    def __init__(self, config: TransformerConfig, causal: bool):
+        super().__init__()
+        head_dim = config.width // config.num_heads
+        self.num_heads = config.num_heads
+        self.causal = causal
+        self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=config.biases)
+        self.query_norm = layer_norm(head_dim, config) if config.qk_norm else nn.Identity()
+        self.key_norm = layer_norm(head_dim, config) if config.qk_norm else nn.Identity()
+        self.output = nn.Linear(config.width, config.width, bias=config.biases)
+
+    def forward(self, tokens, offsets, max_length):
+        query, key, value = self.query_key_value(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(dim=1)
+        attended = packed_attention(
+            self.query_norm(query), self.key_norm(key), value, offsets, max_length, self.causal
+        )
+        return self.output(attended.flatten(1))
+
+
+class MLP(nn.Module):
+    """Two linear layers with a tanh-approximated GELU between them, as SigLIP has it."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.expand = nn.Linear(config.width, config.mlp_dim, bias=config.biases)
+        self.contract = nn.Linear(config.mlp_dim, config.width, bias=config.biases)
+
+    def forward(self, tokens: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
+        return self.contract(F.gelu(self.expand(tokens), approximate="tanh"))
+
+
+def layer_norm(width: int, config: TransformerConfig) -> nn.LayerNorm:
+    """Layer norm over the last axis, with a bias only where the config gives its layers one."""
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.biases)

@@ -1,0 +1,65 @@
+"""The pair of towers and the two scalars that join them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from navit_clip.batch import Batch, Captions, Embeddings, PackedImages
+from navit_clip.errors import ConfigError
+from navit_clip.model.image_tower import ImageTower, ImageTowerConfig
+from navit_clip.model.initialization import initialize
+from navit_clip.model.text_tower import TextTower, TextTowerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """A model: both towers, and where the logits' scale and bias start (SigLIP §3.2)."""
+
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    """The image tower."""
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    """The text tower."""
+    initial_logit_scale: float = 10.0
+    """exp(t') before training."""
+    initial_logit_bias: float = -10.0
+    """b before training."""
+
+    def __post_init__(self):
+        if self.initial_logit_scale <= 0:
+            raise ConfigError(f"initial_logit_scale: expected above 0, found {self.initial_logit_scale}")
+
+
+class NavitClip(nn.Module):
+    """logits = exp(logit_scale) * <image, text> + logit_bias, for unit vectors from the two towers."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.config = config
+        self.image = ImageTower(config.image)
+        self.text = TextTower(config.text, embedding_dim=config.image.width)
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(config.initial_logit_scale)]))
+        self.logit_bias = nn.Parameter(torch.tensor([config.initial_logit_bias]))
+        initialize(self)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of the vectors that both towers give."""
+        return self.config.image.width
+
+    def encode_images(self, images: PackedImages) -> Float[Tensor, "images dim"]:
+        """Unit vectors of the images of a pack."""
+        return F.normalize(self.image(images), dim=-1)
+
+    def encode_captions(self, captions: Captions) -> Float[Tensor, "captions dim"]:
+        """Unit vectors of the captions of a pack."""
+        return F.normalize(self.text(captions), dim=-1)
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """Unit vectors of a batch's images and captions, pair by pair."""
+        return Embeddings(self.encode_images(batch.images), self.encode_captions(batch.captions))
