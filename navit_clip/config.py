@@ -14,10 +14,11 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
 from navit_clip.errors import ConfigError
@@ -40,17 +41,20 @@ def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str]
     return build_config(schema, tree, where=str(path))
 
 
-def build_config(schema: type[Config], tree: dict[str, Any], where: str) -> Config:
+def build_config(schema: type[Config], tree: dict[Any, Any], where: str) -> Config:
     """Builds the dataclass `schema` from plain data; `where` names the source in errors."""
-    _check_keys(schema, tree, prefix="", where=where)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), tree))
-    except OmegaConfBaseException as error:
-        first_line = str(error).splitlines()[0]
-        key = getattr(error, "full_key", None)
-        raise ConfigError(f"{where}: {key + ': ' if key else ''}{first_line}") from error
+        node = OmegaConf.structured(schema)
+        _assign(node, tree, prefix="")
+        OmegaConf.resolve(node)
+        missing = sorted(OmegaConf.missing_keys(node))
+        if missing:
+            raise ConfigError(f"{', '.join(missing)}: required, and not set")
+        config = _to_object(node, prefix="")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+    except InterpolationResolutionError as error:
+        raise ConfigError(f"{where}: {error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, schema)
     return config
 
@@ -66,29 +70,39 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, includers: tuple[Path, ...] = ()) -> dict[Any, Any]:
+    """A file's settings, its `from:` lines replaced; `includers` are the files that led to it."""
+    trail = " from ".join(str(file) for file in (path, *reversed(includers)))
+    if path.resolve() in [file.resolve() for file in includers]:
+        raise ConfigError(f"{trail}: a config file includes itself")
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file") from None
+        raise ConfigError(f"{trail}: no such config file") from None
     except IsADirectoryError:
-        raise ConfigError(f"{path}: expected a YAML file, found a folder") from None
+        raise ConfigError(f"{trail}: expected a YAML file, found a folder") from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+        raise ConfigError(f"{trail}: not readable as YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found a {type(tree).__name__}")
-    return _include(tree, folder=path.parent)
+        raise ConfigError(f"{trail}: expected a mapping of settings, found {_found(tree)}")
+    return _include(tree, folder=path.parent, includers=(*includers, path))
 
 
-def _include(tree: Any, folder: Path) -> Any:
+def _include(tree: Any, folder: Path, includers: tuple[Path, ...] = ()) -> Any:
     """Replaces every `from: path` by the contents of that file, under the mapping's own keys."""
+    if isinstance(tree, list):
+        return [_include(item, folder, includers) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    own = {key: _include(value, folder) for key, value in tree.items() if key != INCLUDE}
-    return _merge(_read(folder / tree[INCLUDE]), own) if INCLUDE in tree else own
+    own = {key: _include(value, folder, includers) for key, value in tree.items() if key != INCLUDE}
+    if INCLUDE not in tree:
+        return own
+    if not isinstance(tree[INCLUDE], str):
+        raise ConfigError(f"{INCLUDE}: expected a path, found {_found(tree[INCLUDE])}")
+    return _merge(_read(folder / tree[INCLUDE], includers), own)
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
     """`over` wins; mappings merge key by key, anything else (lists too) is replaced whole."""
     merged = dict(base)
     for key, value in over.items():
@@ -97,7 +111,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parse_override(override: str) -> dict[str, Any]:
+def _parse_override(override: str) -> dict[Any, Any]:
     key, equals, _ = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r}: an override reads key=value, as in optimizer.learning_rate=1e-3")
@@ -108,11 +122,85 @@ def _parse_override(override: str) -> dict[str, Any]:
     return _include(tree, folder=Path())
 
 
-def _check_keys(schema: type, tree: dict[str, Any], prefix: str, where: str) -> None:
-    known = get_type_hints(schema)
-    names = [field.name for field in fields(schema)]
+def _assign(node: DictConfig, tree: dict[Any, Any], prefix: str) -> None:
+    """Writes plain data over a dataclass's defaults, key by key, so that every error has its dotted key."""
+    hints = get_type_hints(OmegaConf.get_type(node))
+    OmegaConf.set_readonly(node, False)  # frozen dataclasses come as read-only nodes
     for key, value in tree.items():
-        if key not in names:
-            raise ConfigError(f"{where}: unknown key {prefix}{key}; {nearest(str(key), names)}")
-        if is_dataclass(known[key]) and isinstance(value, dict):
-            _check_keys(known[key], value, prefix=f"{prefix}{key}.", where=where)
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise ConfigError(f"unknown key {name}; {nearest(str(key), list(hints))}")
+        schema = _dataclass_of(hints[key])
+        if schema and isinstance(value, dict):
+            if OmegaConf.is_missing(node, key) or node[key] is None:
+                node[key] = OmegaConf.structured(schema)
+            _assign(node[key], value, prefix=f"{name}.")
+            continue
+        data = _elements(hints[key], value, name)
+        try:
+            OmegaConf.update(node, str(key), data, merge=False)
+        except (OmegaConfBaseException, TypeError) as error:
+            raise ConfigError(f"{name}: expected {_expected(hints[key])}, found {_found(value)}") from error
+
+
+def _elements(hint: Any, value: Any, name: str) -> Any:
+    """Builds the dataclasses that a list or mapping holds; any other value comes back as it is."""
+    schema = next(filter(None, map(_dataclass_of, get_args(hint))), None)
+    if schema and get_origin(hint) is dict and isinstance(value, dict):
+        return {key: _element(schema, data, f"{name}.{key}") for key, data in value.items()}
+    if schema and get_origin(hint) in (list, tuple) and isinstance(value, list):
+        return [_element(schema, data, f"{name}[{index}]") for index, data in enumerate(value)]
+    return value
+
+
+def _element(schema: type, data: Any, name: str) -> DictConfig:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name}: expected {_expected(schema)}, found {_found(data)}")
+    node = OmegaConf.structured(schema)
+    _assign(node, data, prefix=f"{name}.")
+    return node
+
+
+def _to_object(node: Any, prefix: str) -> Any:
+    """Makes the dataclasses from the inside out, so that a failed check is reported under its own key."""
+    if not isinstance(node, Container):
+        return node
+    if isinstance(node, DictConfig):
+        for key in node:
+            _to_object(node[key], prefix=f"{prefix}{key}.")
+    else:
+        for index, item in enumerate(node):
+            _to_object(item, prefix=f"{prefix.removesuffix('.')}[{index}].")
+    try:
+        return OmegaConf.to_object(node)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from error
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    """The dataclass that a field holds, itself or as one choice of a union."""
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
+    return next((choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)), None)
+
+
+def _expected(hint: Any) -> str:
+    """A type hint in a user's words."""
+    if is_dataclass(hint):
+        return f"a mapping ({', '.join(field.name for field in fields(hint))})"
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(choice) for choice in choices)
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_expected(choice) for choice in choices)
+    if get_origin(hint) is list or Ellipsis in choices:
+        return f"a list, each item {_expected(choices[0])}"
+    if get_origin(hint) is tuple:
+        return f"a list of {len(choices)}: {', '.join(_expected(choice) for choice in choices)}"
+    if get_origin(hint) is dict:
+        return f"a mapping, each value {_expected(choices[1])}"
+    return "null" if hint is NoneType else hint.__name__
+
+
+def _found(value: Any) -> str:
+    """A value of a YAML file, short enough for an error message."""
+    return "a mapping" if isinstance(value, dict) else repr(value)
