@@ -1,0 +1,65 @@
+"""`navit-clip tokenizer train`: captions of shards -> a tokenizer folder for `load_tokenizer`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from navit_clip.data import read_samples
+from navit_clip.errors import ConfigError
+from navit_clip.tokenizer import train_tokenizer
+
+LONGEST_CAPTION = 64
+"""Where the printed share of captions that would be cut is taken: SigLIP 2's context length."""
+
+
+def main(argv: list[str]) -> int:
+    """Learns a tokenizer from the captions of shards and writes its folder."""
+    arguments = _parser().parse_args(argv)
+    samples = read_samples(arguments.shards, arguments.caption_key)
+    captions = (caption for sample in samples for caption in sample.captions)
+    captions = list(fill_templates(captions, arguments.template or ["{}"]))
+    tokenizer = train_tokenizer(captions, arguments.vocab_size)
+    tokenizer.save(arguments.out)
+
+    lengths = [len(ids) for ids in tokenizer.encode(captions, max_length=2**31)]
+    cut = sum(length > LONGEST_CAPTION for length in lengths) / len(lengths)
+    print(f"{arguments.out}: {tokenizer.vocab_size} tokens, learned from {len(captions)} captions")
+    print(f"{sum(lengths) / len(lengths):.1f} tokens a caption; {cut:.1%} are longer than {LONGEST_CAPTION}")
+    if tokenizer.vocab_size < arguments.vocab_size:
+        print(
+            f"{arguments.vocab_size} were asked for; these captions repeat too little to fill them. "
+            f"Set model.text.vocab_size={tokenizer.vocab_size}"
+        )
+    return 0
+
+
+def fill_templates(captions: Iterable[str], templates: Sequence[str]) -> Iterator[str]:
+    """Every caption in every template's place `{}`: class names, as prompts will show them.
+
+    Raises:
+        ConfigError: a template does not hold `{}` once.
+    """
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ConfigError(f"template {template!r}: expected {{}} once, where the caption goes")
+    return (template.replace("{}", caption) for caption in captions for template in templates)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="navit-clip tokenizer", description=__doc__)
+    train = parser.add_subparsers(required=True, metavar="train").add_parser(
+        "train", help="learn a tokenizer from the captions of shards"
+    )
+    train.add_argument("shards", nargs="+", help="tar files; brace patterns such as cc3m-{000..331}.tar work")
+    train.add_argument("out", type=Path, help="folder to write")
+    train.add_argument("--vocab-size", type=int, default=32000, help="tokens to learn at most (32000)")
+    train.add_argument("--caption-key", default="txt", help="txt, or json.KEY for a key of the sample's JSON")
+    train.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="learn from this text with each caption in place of {}, as in 'a photo of {}'; repeatable",
+    )
+    return parser
