@@ -1,0 +1,100 @@
+"""Encoded bytes -> RGB bytes [height, width, 3].
+
+JPEG, PNG, WebP, GIF (first frame), BMP and TIFF, upright (EXIF), transparency over white, any mode in. A
+JPEG may be decoded at half, a quarter or an eighth of its size, where the caller wants no more. The size
+is checked before anything is decoded. Bad bytes are a SampleError, whatever Pillow says about them.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from navit_clip.errors import SampleError
+
+MAX_PIXELS = 178_000_000
+"""Pillow itself refuses images a little larger than this."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_ORIENTATION_TAG = 0x0112
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations whose stored rows are the columns of the picture."""
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an image at its full size.
+
+    Raises:
+        SampleError: "undecodable image" or "too many pixels".
+    """
+    return EncodedImage(data, max_pixels).decode()
+
+
+class EncodedImage:
+    """An image whose header alone has been read.
+
+    Attributes:
+        height: of the upright picture, in pixels.
+        width: of the upright picture, in pixels.
+
+    Raises:
+        SampleError: "undecodable image" or "too many pixels".
+    """
+
+    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS):
+        with _pillow():
+            self._image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            self._turned = self._image.getexif().get(_ORIENTATION_TAG) in _TURNED
+        width, height = self._image.size
+        if width * height > max_pixels:
+            raise SampleError("too many pixels", f"{width} x {height} is more than {max_pixels}")
+        self.height, self.width = (width, height) if self._turned else (height, width)
+
+    def decode(self, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray, "height width 3"]:
+        """Decodes the picture; once only.
+
+        Args:
+            at_least: height and width that are enough: a JPEG may come at the smallest DCT scale at which it
+                still has twice these, since a resize to them then differs little from one of the full
+                picture. Zeros ask for the full size.
+
+        Raises:
+            SampleError: "undecodable image".
+        """
+        height, width = reversed(at_least) if self._turned else at_least
+        with _pillow():
+            if height and width:
+                self._image.draft(None, (2 * width, 2 * height))
+            return _rgb(ImageOps.exif_transpose(self._image))
+
+
+def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    if image.mode.startswith("I"):
+        # 16 bits a pixel; Pillow would clip them to 255 instead of scaling.
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    if image.mode == "F":
+        image = image.convert("L")
+    return np.array(image.convert("RGB"))
+
+
+@contextmanager
+def _pillow() -> Iterator[None]:
+    """Pillow reports bad bytes by many exceptions and by warnings; out of here comes one SampleError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Image.DecompressionBombError as error:
+        raise SampleError("too many pixels", str(error)) from error
+    except Exception as error:
+        raise SampleError("undecodable image", f"{type(error).__name__}: {error}") from error

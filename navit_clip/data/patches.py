@@ -1,0 +1,55 @@
+"""A picture -> Patches: resized to a grid, cut, and only the kept patches copied.
+
+A patch is a row of patch_size * patch_size * 3 bytes in (row, column, channel) order; patches come row by
+row of the grid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from navit_clip.batch import Patches
+from navit_clip.data.images import decode_image
+from navit_clip.data.resize import grid_for, resize
+
+
+def image_patches(data: bytes, patch_size: int, num_tokens: int) -> Patches:
+    """An encoded image as evaluation sees it: decoded in full, nothing dropped, nothing drawn.
+
+    Raises:
+        SampleError: "undecodable image" or "too many pixels".
+    """
+    return cut_patches(decode_image(data), patch_size, num_tokens)
+
+
+def cut_patches(image: UInt8[np.ndarray, "height width 3"], patch_size: int, num_tokens: int) -> Patches:
+    """All patches of the largest grid with at most `num_tokens` (see `grid_for`)."""
+    height, width, _ = image.shape
+    return cut_grid(image, patch_size, grid_for(height, width, patch_size, num_tokens))
+
+
+def cut_grid(
+    image: UInt8[np.ndarray, "height width 3"],
+    patch_size: int,
+    grid: tuple[int, int],
+    kept: Int64[np.ndarray, " kept"] | None = None,
+) -> Patches:
+    """Resizes to rows x columns of patches and cuts.
+
+    Args:
+        image: the whole picture, at any size.
+        patch_size: in pixels.
+        grid: rows and columns.
+        kept: which patches to keep, as ascending row-major numbers; without it, all.
+    """
+    rows, columns = grid
+    resized = resize(image, rows * patch_size, columns * patch_size)
+    tiles = resized.reshape(rows, patch_size, columns, patch_size, 3).swapaxes(1, 2)
+    numbers = np.arange(rows * columns) if kept is None else kept
+    row, column = np.divmod(numbers, columns)
+    return Patches(
+        pixels=tiles[row, column].reshape(len(numbers), -1),
+        position=np.stack([row, column], axis=1).astype(np.int32),
+        grid=grid,
+    )

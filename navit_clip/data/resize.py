@@ -1,0 +1,59 @@
+"""Aspect-preserving sizes in whole patches, and the resize to them.
+
+The rule is SigLIP 2's (arXiv 2502.14786, NaFlex): the image is scaled, up or down, to the largest size at
+which rows x columns of patches stay within a number of tokens; each side is rounded up to whole patches.
+Grids and pixels equal those of Hugging Face's Siglip2ImageProcessor bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+
+_SCALE_LIMIT = 100.0
+_SCALE_STEP = 1e-5
+
+
+def tokens_of_side(side: float, patch_size: int) -> int:
+    """Patches in a square image of this side: NaViT's "resolution r" keeps the aspect and has area r squared.
+
+    Args:
+        side: in pixels.
+        patch_size: in pixels.
+    """
+    return max(1, round((side / patch_size) ** 2))
+
+
+def grid_for(height: int, width: int, patch_size: int, num_tokens: int) -> tuple[int, int]:
+    """Rows and columns of the largest aspect-preserving grid with at most `num_tokens` patches.
+
+    At least 1 x 1, however long and thin the image is. A scale of 100 is never exceeded, so a tiny image may
+    get fewer patches than asked for: this, too, is the rule of the published models.
+    """
+    low, high = _SCALE_STEP / 10, _SCALE_LIMIT
+    while high - low >= _SCALE_STEP:
+        middle = (low + high) / 2
+        rows, columns = _grid_at(middle, height, width, patch_size)
+        low, high = (middle, high) if rows * columns <= num_tokens else (low, middle)
+    return _grid_at(low, height, width, patch_size)
+
+
+def resize(image: UInt8[np.ndarray, "height width 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Bilinear with antialiasing, in integers, as torchvision resizes bytes on a CPU."""
+    if image.shape[:2] == (height, width):
+        return image
+    # A view whose channels lie together: the layout for which torch has its fast kernel.
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    resized = F.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def _grid_at(scale: float, height: int, width: int, patch_size: int) -> tuple[int, int]:
+    return (
+        max(1, math.ceil(height * scale / patch_size)),
+        max(1, math.ceil(width * scale / patch_size)),
+    )

@@ -1,0 +1,126 @@
+"""Members of a shard -> Sample: which file is the image, where the captions are, what the label is.
+
+Captions come from `key.txt`, one a line (caption key "txt"), or from a key of `key.json`, a string or a
+list of strings (caption key "json.KEY"). The label is the integer in `key.cls`. What a sample lacks is a
+SampleError; `read_samples` counts these and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+from navit_clip.batch import Sample
+from navit_clip.data.faults import Faults
+from navit_clip.data.shards import find_shards
+from navit_clip.data.tar_index import OpenShard
+from navit_clip.errors import ConfigError, DataError, SampleError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+
+logger = logging.getLogger(__name__)
+
+
+def read_samples(
+    shards: Sequence[str], caption_key: str | None = None, labels: bool = False, faults: Faults | None = None
+) -> Iterator[Sample]:
+    """One pass over shards, in the order of `find_shards` and of the tars.
+
+    Args:
+        shards: patterns, see `find_shards`.
+        caption_key: where captions are; without one, samples have none and need none.
+        labels: whether samples have a label, and need one.
+        faults: counts the samples that were skipped, for callers that report them; a summary is logged
+            in any case.
+
+    Raises:
+        DataError: no shard is found, or no sample is good.
+        ConfigError: the caption key is not of a known form.
+    """
+    faults = Faults() if faults is None else faults
+    num_good = 0
+    check_caption_key(caption_key)
+    for shard in find_shards(shards):
+        opened = OpenShard(shard)
+        for index in range(len(opened)):
+            try:
+                sample = read_sample(opened, index, caption_key, labels)
+            except SampleError as error:
+                faults.add(opened.key(index), error)
+            else:
+                num_good += 1
+                yield sample
+        opened.close()
+    if not num_good:
+        raise DataError(f"{', '.join(shards)}: no good sample; {faults.summary()}")
+    if faults.total:
+        logger.warning("%d samples read; %s", num_good, faults.summary())
+
+
+def read_sample(shard: OpenShard, index: int, caption_key: str | None, labels: bool) -> Sample:
+    """Reads one sample, still encoded, and only those of its files that are needed.
+
+    Raises:
+        SampleError: it has no image; no or empty or undecodable captions or label where these are asked for.
+    """
+    captions_in = "" if caption_key is None else caption_key.partition(".")[0]
+    needed = {*IMAGE_EXTENSIONS, captions_in, "cls" if labels else ""}
+    members = shard.read(index, needed.__contains__)
+    key = shard.key(index)
+    image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
+    if image is None:
+        raise SampleError("no image", f"{key}: none of its files is called .{', .'.join(IMAGE_EXTENSIONS)}")
+    captions = () if caption_key is None else _captions(key, members, caption_key)
+    return Sample(key, image, captions, _label(key, members) if labels else None)
+
+
+def check_caption_key(caption_key: str | None) -> None:
+    """Raises ConfigError unless the caption key is "txt", "json.KEY" or None."""
+    if caption_key in (None, "txt"):
+        return
+    kind, _, name = caption_key.partition(".")
+    if kind != "json" or not name:
+        raise ConfigError(f"caption_key: expected 'txt' or 'json.KEY', found {caption_key!r}")
+
+
+def _captions(key: str, members: Mapping[str, bytes], caption_key: str) -> tuple[str, ...]:
+    kind, _, name = caption_key.partition(".")
+    if kind not in members:
+        raise SampleError("no caption", f"{key}: has no .{kind} file")
+    text = _decode(key, members[kind], "undecodable caption")
+    lines = text.splitlines() if kind == "txt" else _json_strings(key, text, name)
+    captions = tuple(stripped for line in lines if (stripped := line.strip()))
+    if not captions:
+        raise SampleError("empty caption", f"{key}: nothing but white space in {caption_key}")
+    return captions
+
+
+def _json_strings(key: str, text: str, name: str) -> list[str]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SampleError("undecodable caption", f"{key}: the .json is not JSON: {error}") from error
+    if not isinstance(record, dict) or record.get(name) is None:
+        raise SampleError("no caption", f"{key}: the .json has no key {name!r}")
+    strings = record[name] if isinstance(record[name], list) else [record[name]]
+    if not all(isinstance(string, str) for string in strings):
+        raise SampleError("undecodable caption", f"{key}: {name!r} in the .json is neither text nor texts")
+    return strings
+
+
+def _label(key: str, members: Mapping[str, bytes]) -> int:
+    if "cls" not in members:
+        raise SampleError("no label", f"{key}: has no .cls file")
+    text = _decode(key, members["cls"], "undecodable label")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise SampleError("undecodable label", f"{key}: expected an integer, found {text[:50]!r}") from error
+
+
+def _decode(key: str, data: bytes, cause: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SampleError(cause, f"{key}: not UTF-8: {error}") from error

@@ -1,0 +1,135 @@
+"""One shard open for reading at random: where each sample's members lie in the tar, and their bytes.
+
+The index is made by one pass over the tar's headers. What is wrong with the tar is itself an entry: a
+member group that names an extension twice, a key that came before, and the tail that a truncated tar has
+lost each raise SampleError when read, so a reader that goes through all entries meets, and counts, each
+fault exactly once. Member names are only keys: nothing is extracted, unpickled or written.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import BinaryIO, NamedTuple
+
+from navit_clip.data.shards import Shard
+from navit_clip.errors import DataError, SampleError
+
+
+class Member(NamedTuple):
+    """A file in a tar: the bytes [offset, offset + size) of the shard."""
+
+    extension: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A sample's members, or what is wrong with it."""
+
+    key: str
+    members: tuple[Member, ...] = ()
+    fault: tuple[str, str] | None = None
+    """Cause and detail of the SampleError that reading raises."""
+
+
+class OpenShard:
+    """A shard's entries, in the order of the tar.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+
+    def __init__(self, shard: Shard):
+        self.shard = shard
+        try:
+            self._file = open(shard.path, "rb")  # noqa: SIM115 (closed by close())
+        except OSError as error:
+            raise DataError(f"shard {shard.path} cannot be opened: {error.strerror}") from error
+        self._entries = _index(self._file)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def key(self, index: int) -> str:
+        """The sample's name within the whole data set."""
+        return f"{self.shard.name}/{self._entries[index].key}"
+
+    def read(self, index: int, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+        """The contents of a sample's members, by lower-case extension, of the extensions that are wanted.
+
+        Raises:
+            SampleError: the entry stands for a fault, or the file is now shorter than its index says.
+        """
+        entry = self._entries[index]
+        if entry.fault is not None:
+            cause, detail = entry.fault
+            raise SampleError(cause, f"{self.key(index)}: {detail}")
+        members = (member for member in entry.members if wanted(member.extension))
+        return {member.extension: self._read(member, index) for member in members}
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _read(self, member: Member, index: int) -> bytes:
+        data = os.pread(self._file.fileno(), member.size, member.offset)
+        if len(data) < member.size:
+            raise SampleError(
+                "truncated shard",
+                f"{self.key(index)}: {member.extension} has {len(data)} bytes, not {member.size}",
+            )
+        return data
+
+
+def _index(file: BinaryIO) -> list[Entry]:
+    members, fault = _members(file)
+    entries: list[Entry] = []
+    seen: set[str] = set()
+    for key, group in groupby(members, key=lambda named: named[0]):
+        found = tuple(member for _, member in group)
+        extensions = [member.extension for member in found]
+        if key in seen:
+            entries.append(Entry(key, fault=("duplicate key", "the shard has an earlier sample of this key")))
+        elif len(set(extensions)) < len(extensions):
+            entries.append(Entry(key, fault=("duplicate key", f"two of its files are alike: {extensions}")))
+        else:
+            entries.append(Entry(key, found))
+        seen.add(key)
+    if fault is not None:
+        entries.append(Entry("(end of file)", fault=fault))
+    return entries
+
+
+def _members(file: BinaryIO) -> tuple[list[tuple[str, Member]], tuple[str, str] | None]:
+    """The (key, member) of each whole file in a tar, and what is wrong with the tar's end, if anything."""
+    size = os.fstat(file.fileno()).st_size
+    members = []
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (header := tar.next()) is not None:
+                if header.isreg() and header.offset_data + header.size <= size:
+                    key, extension = _split(header.name)
+                    if extension:
+                        members.append((key, Member(extension, header.offset_data, header.size)))
+            end = tar.offset
+    except tarfile.ReadError as error:
+        if not members:
+            return [], ("unreadable shard", f"not an uncompressed tar: {error}")
+        return members, ("truncated shard", f"cut off at byte {size}: {error}")
+    # tarfile takes a broken header after the first for the end; the true end is marked by a block of zeros.
+    if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
+        return members, ("truncated shard", f"no end mark and no readable header at byte {end} of {size}")
+    return members, None
+
+
+def _split(name: str) -> tuple[str, str]:
+    """WebDataset's rule: the key ends at the first dot of the file name; `__meta__` files are no samples."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    if not stem or name.startswith("__"):
+        return name, ""
+    return folder + slash + stem, extension.lower()
