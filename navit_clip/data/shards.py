@@ -55,7 +55,11 @@ def write_shard(path: str | Path, samples: Iterable[Mapping[str, str | bytes]]) 
 
     with TarWriter(str(path), encoder=False, mtime=0) as writer:
         for sample in samples:
-            writer.write(dict(sample))
+            writer.write({name: _bytes(name, value) for name, value in sample.items()})
+
+
+def _bytes(name: str, value: str | bytes) -> str | bytes:
+    return value.encode() if isinstance(value, str) and name != "__key__" else value
 
 
 def _expand(pattern: str) -> list[str]:
