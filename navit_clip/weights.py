@@ -1,0 +1,148 @@
+"""A model on disk: weights, config and tokenizer in one folder, nothing pickled.
+
+    FOLDER/model.safetensors    every parameter under its own name
+    FOLDER/navit_clip.yaml      the ClipConfig, every setting written out
+    FOLDER/tokenizer/           what `load_tokenizer` reads
+
+A folder appears whole or not at all: it is written beside its place and then renamed into it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from navit_clip.config import load_config, save_config
+from navit_clip.errors import CheckpointError, ConfigError
+from navit_clip.model import ClipConfig, NavitClip
+from navit_clip.tokenizer import Tokenizer, load_tokenizer
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "navit_clip.yaml"
+TOKENIZER_FOLDER = "tokenizer"
+
+MOST_NAMED = 8
+"""How many weights an error names before it only counts them."""
+
+
+class LoadedModel(NamedTuple):
+    """What a model folder holds."""
+
+    model: NavitClip
+    tokenizer: Tokenizer
+
+
+def save_model(model: NavitClip, tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes a model folder; one that is already there is replaced.
+
+    Raises:
+        CheckpointError: something other than a model folder is in the way.
+    """
+    save_weights(model.state_dict(), model.config, tokenizer, folder)
+
+
+def save_weights(
+    weights: Mapping[str, Tensor], config: ClipConfig, tokenizer: Tokenizer, folder: Path
+) -> None:
+    """`save_model` for weights that were gathered from elsewhere than a whole model on one device."""
+    in_the_way = folder.exists() and not (folder / CONFIG_FILE).exists()
+    if in_the_way and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: expected no such path or a model folder, found something else")
+    partial = folder.with_name(f".{folder.name}.partial")
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    for leftover in (partial, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_config(config, partial / CONFIG_FILE)
+    tokenizer.save(partial / TOKENIZER_FOLDER)
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def load_model(folder: Path) -> LoadedModel:
+    """Reads a model folder; the model is on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable, or the weights are not those that the config
+            describes; the message lists what is missing, what is too much, and which shapes differ.
+    """
+    for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FOLDER):
+        if not (folder / name).exists():
+            raise CheckpointError(f"{folder}: not a whole model folder: there is no {name} in it")
+    try:
+        config = load_config(ClipConfig, folder / CONFIG_FILE)
+    except ConfigError as error:
+        raise CheckpointError(f"the config of a model folder does not fit this version: {error}") from error
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: not readable as safetensors: {error}") from error
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    with torch.device("meta"):  # no memory and no random draws for weights that are replaced at once
+        model = NavitClip(config)
+    check_weights(weights, model.state_dict(), where=str(folder / WEIGHTS_FILE))
+    model.load_state_dict(weights, assign=True)
+    return LoadedModel(model.eval(), tokenizer)
+
+
+def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Compares names and shapes, so that an error can say all that is wrong at once.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    faults = []
+    if missing := [name for name in expected if name not in found]:
+        faults.append(f"missing: {_listed(missing)}")
+    if extra := [name for name in found if name not in expected]:
+        faults.append(f"not of this model: {_listed(extra)}")
+    shapes = [
+        f"{name} (expected {list(expected[name].shape)}, found {list(found[name].shape)})"
+        for name in expected
+        if name in found and expected[name].shape != found[name].shape
+    ]
+    if shapes:
+        faults.append(f"of another shape: {_listed(shapes)}")
+    if faults:
+        raise CheckpointError(f"{where}: weights of another model; " + "; ".join(faults))
+
+
+def resolve_model_folder(path: str | Path) -> Path:
+    """The model folder that a path means: itself, a checkpoint's, or the latest checkpoint's of a run.
+
+    Raises:
+        CheckpointError: there is none; says what was looked for.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder (expected a run, a checkpoint or a model folder)")
+    if (path / CONFIG_FILE).exists():
+        return path
+    if (path / "model" / CONFIG_FILE).exists():
+        return path / "model"
+    latest = path / "checkpoints" / "latest"
+    if latest.exists():
+        model = latest.parent / latest.read_text().strip() / "model"
+        if not (model / CONFIG_FILE).exists():
+            raise CheckpointError(f"{latest}: names a checkpoint that has no model: there is no {model}")
+        return model
+    raise CheckpointError(
+        f"{path}: expected a model folder ({CONFIG_FILE}), a checkpoint (model/) or a run with at least one "
+        "checkpoint (checkpoints/latest), found none of them"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,131 @@
+"""A model folder: what was saved is what is loaded, replaced whole, and every way it can be wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from navit_clip.errors import CheckpointError
+from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.tokenizer import train_tokenizer
+from navit_clip.weights import load_model, resolve_model_folder, save_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["a small dog", "a large dog"], vocab_size=512)
+
+
+def small_model(**image) -> NavitClip:
+    size = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
+    config = ClipConfig(
+        image=ImageTowerConfig(**size, patch_size=4, position=PositionConfig(table_side=3), **image),
+        text=TextTowerConfig(**size, vocab_size=512),
+    )
+    return NavitClip(config)
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    save_model(small_model(), tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit_weights(folder, edit):
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def test_what_was_saved_is_loaded(tmp_path, tokenizer):
+    model = small_model(biases=True, qk_norm=True)
+    save_model(model, tokenizer, tmp_path / "deep" / "model")
+    loaded = load_model(tmp_path / "deep" / "model")
+    assert loaded.model.config == model.config
+    assert not loaded.model.training
+    assert loaded.tokenizer.encode(["a dog"], 64) == tokenizer.encode(["a dog"], 64)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], weight)
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in loaded.model.parameters())
+
+
+def test_loading_draws_no_random_numbers(folder):
+    torch.manual_seed(5)
+    load_model(folder)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn)
+
+
+def test_nothing_is_pickled_and_nothing_is_left_beside(folder):
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".safetensors", ".yaml", ".json"}
+
+
+def test_a_model_folder_is_replaced_whole(folder, tokenizer):
+    (folder / "stale").touch()
+    model = small_model()
+    save_model(model, tokenizer, folder)
+    assert torch.equal(load_model(folder).model.text.head.weight, model.text.head.weight)
+    assert not (folder / "stale").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_other_folders_are_not_overwritten(tmp_path, tokenizer):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(CheckpointError, match="found something else"):
+        save_model(small_model(), tokenizer, tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "navit_clip.yaml", "tokenizer"])
+def test_a_half_copied_folder_says_what_is_missing(folder, name):
+    (folder / name).rename(folder / "elsewhere")
+    with pytest.raises(CheckpointError, match=f"there is no {name}"):
+        load_model(folder)
+
+
+def test_missing_and_extra_weights_are_listed(folder):
+    edit_weights(folder, lambda weights: weights.update(bogus=weights.pop("logit_bias")))
+    with pytest.raises(CheckpointError, match=r"missing: logit_bias; not of this model: bogus"):
+        load_model(folder)
+
+
+def test_long_lists_are_counted(folder):
+    edit_weights(folder, lambda weights: weights.update({f"bogus{i:02}": torch.zeros(1) for i in range(20)}))
+    with pytest.raises(CheckpointError, match="bogus07 and 12 more"):
+        load_model(folder)
+
+
+def test_wrong_shapes_are_listed(folder):
+    edit_weights(folder, lambda weights: weights.update({"logit_bias": torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=r"logit_bias \(expected \[1\], found \[2\]\)"):
+        load_model(folder)
+
+
+def test_unreadable_files_are_named(folder):
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not readable"):
+        load_model(folder)
+    (folder / "navit_clip.yaml").write_text("image: {breadth: 3}")
+    with pytest.raises(CheckpointError, match=r"image\.breadth"):
+        load_model(folder)
+
+
+def test_a_path_may_be_a_run_a_checkpoint_or_a_model(tmp_path, tokenizer):
+    model = tmp_path / "run" / "checkpoints" / "step-00000010" / "model"
+    save_model(small_model(), tokenizer, model)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-00000010\n")
+    for path in (model, model.parent, tmp_path / "run"):
+        assert resolve_model_folder(path) == model
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-00000020")
+    with pytest.raises(CheckpointError, match="step-00000020"):
+        resolve_model_folder(tmp_path / "run")
+
+
+def test_a_path_that_is_none_of_them_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        resolve_model_folder(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="found none of them"):
+        resolve_model_folder(tmp_path)
