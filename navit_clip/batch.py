@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -156,12 +157,20 @@ class Batch:
         return _pin(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """What the two towers make of a batch: unit vectors, image i beside caption i."""
+class Embeddings(NamedTuple):
+    """What a model makes of a batch: logits = logit_scale * image @ text.T + logit_bias.
+
+    A tuple, so that DeepSpeed's hooks find the tensors in it.
+    """
 
     image: Float[Tensor, "pairs dim"]
+    """Unit vectors in fp32; image i goes with caption i."""
     text: Float[Tensor, "pairs dim"]
+    identity: Int64[Tensor, " pairs"]
+    """`Captions.identity`, for losses that count equal captions as positives."""
+    logit_scale: Float[Tensor, "1"]
+    """t = exp(t')."""
+    logit_bias: Float[Tensor, "1"]
 
 
 def offsets_of(lengths: Sequence[int]) -> Int32[Tensor, " sequences_plus_one"]:

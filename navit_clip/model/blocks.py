@@ -98,10 +98,11 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.width, config.width, bias=config.biases)
 
     def forward(self, tokens, offsets, max_length):
-        query, key, value = self.query_key_value(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(dim=1)
-        attended = packed_attention(
-            self.query_norm(query), self.key_norm(key), value, offsets, max_length, self.causal
-        )
+        heads = self.query_key_value(tokens).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = heads.unbind(dim=1)
+        # Autocast computes norms in fp32; attention kernels want one dtype.
+        query, key = self.query_norm(query).type_as(value), self.key_norm(key).type_as(value)
+        attended = packed_attention(query, key, value, offsets, max_length, self.causal)
         return self.output(attended.flatten(1))
 
 

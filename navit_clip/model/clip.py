@@ -61,5 +61,12 @@ class NavitClip(nn.Module):
         return F.normalize(self.text(captions), dim=-1)
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Unit vectors of a batch's images and captions, pair by pair."""
-        return Embeddings(self.encode_images(batch.images), self.encode_captions(batch.captions))
+        """Unit vectors of a batch's images and captions, pair by pair, and what turns them into logits."""
+        return Embeddings(
+            image=self.encode_images(batch.images).float(),
+            text=self.encode_captions(batch.captions).float(),
+            identity=batch.captions.identity,
+            # New tensors, not the parameters: ZeRO-3 takes parameters away when this forward ends.
+            logit_scale=self.logit_scale.float().exp(),
+            logit_bias=self.logit_bias.float().clone(),
+        )

@@ -100,8 +100,9 @@ def resize_weights(
     """Row `index` of the matrix that resizes `table_side` entries to `size`, bilinear with antialiasing.
 
     Entry j is a triangle around the output's centre in table coordinates,
-    c = (index + 0.5) * table_side / size, as wide as one output step when shrinking and as one entry when growing, normalised to sum to one:
-    what `torch.nn.functional.interpolate(mode="bilinear", antialias=True)` computes along one axis.
+    c = (index + 0.5) * table_side / size, as wide as one output step when shrinking and as one entry
+    when growing, normalised to sum to one: what `interpolate(mode="bilinear", antialias=True)` of torch
+    computes along one axis.
     """
     step = table_side / size.float()
     centre = (index.float() + 0.5) * step

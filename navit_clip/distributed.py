@@ -1,0 +1,114 @@
+"""The ranks of a run, and the few exchanges between them that the towers' embeddings need.
+
+Ranks hold different numbers of pairs (a packed batch has a budget of tokens, not of pairs), so every
+exchange of rows takes uneven counts.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process's place among the ranks of a run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls) -> World:
+        """Joins the ranks that torchrun, deepspeed or Slurm started, or makes a world of one.
+
+        Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. NCCL between GPUs, gloo between
+        CPUs (and beside NCCL, for what lies on the host).
+        """
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(local_rank)
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+            alone = dist.HashStore() if size == 1 else None  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(backend, store=alone, rank=rank, world_size=size)
+        return cls(rank, size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
+
+    def leave(self) -> None:
+        """Takes the process group down, after everybody has arrived here."""
+        dist.barrier()
+        dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank prints and writes for all."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        if self.size > 1:
+            dist.barrier()
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank. For small things: it pickles."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, elementwise; no gradient."""
+        total = values.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def counts(self, count: int) -> list[int]:
+        """How many rows each rank holds, in rank order."""
+        if self.size == 1:
+            return [count]
+        gathered = torch.empty(self.size, dtype=torch.int64)
+        dist.all_gather_into_tensor(gathered, torch.tensor([count]))
+        return gathered.tolist()
+
+    def gather_rows(
+        self, rows: Shaped[Tensor, "rows ..."], counts: list[int]
+    ) -> Shaped[Tensor, "all_rows ..."]:
+        """All ranks' rows in rank order; gradients flow back to the rank that each row came from.
+
+        Args:
+            rows: this rank's rows, as many as `counts` says.
+            counts: rows of every rank, from `counts()`.
+        """
+        return rows if self.size == 1 else _GatherRows.apply(rows, counts, self.rank)  # type: ignore[return-value]
+
+
+class _GatherRows(torch.autograd.Function):
+    """Forward: concatenate over ranks. Backward: sum over ranks, and keep one's own rows."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: list[int], rank: int) -> Tensor:
+        ctx.own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        # Collectives want equal shapes: shorter ranks are padded, and the padding is cut off on arrival.
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        return total[ctx.own], None, None
