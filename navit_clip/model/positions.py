@@ -99,14 +99,17 @@ def resize_weights(
 ) -> Float[Tensor, "*axes table_side"]:
     """Row `index` of the matrix that resizes `table_side` entries to `size`, bilinear with antialiasing.
 
-    Entry j is a triangle around the output's centre in table coordinates,
-    c = (index + 0.5) * table_side / size, as wide as one output step when shrinking and as one entry
-    when growing, normalised to sum to one: what `interpolate(mode="bilinear", antialias=True)` of torch
-    computes along one axis.
+    Entry j of `table_side` = m has its centre at (j + 1/2) / m of the side, output i of `size` = n at
+    (i + 1/2) / n. Their weight is a triangle of their distance, as wide as one output step when shrinking
+    and as one entry when growing:
+
+        max(0, 1 - |(2i + 1) m - (2j + 1) n| / (2 max(m, n))), normalised to sum to one over j,
+
+    which is what `interpolate(mode="bilinear", antialias=True)` of torch computes along one axis. In whole
+    numbers nothing is rounded before the last division.
     """
-    step = table_side / size.float()
-    centre = (index.float() + 0.5) * step
-    entries = torch.arange(table_side, device=index.device, dtype=torch.float32) + 0.5
-    distance = (entries - centre[..., None]).abs() / step.clamp(min=1)[..., None]
-    weights = (1 - distance).clamp(min=0)
+    size = size[..., None]
+    entry = torch.arange(table_side, device=index.device, dtype=index.dtype)
+    distance = ((2 * index[..., None] + 1) * table_side - (2 * entry + 1) * size).abs()
+    weights = (2 * size.clamp(min=table_side) - distance).clamp(min=0)
     return weights / weights.sum(-1, keepdim=True)
