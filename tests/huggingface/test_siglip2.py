@@ -1,0 +1,191 @@
+"""Our towers against transformers' Siglip2 on random configs and weights, both ways."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import Siglip2Config, Siglip2Model
+from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
+
+from navit_clip.batch import PackedImages
+from navit_clip.errors import CheckpointError
+from navit_clip.huggingface.siglip2 import (
+    clip_config,
+    clip_weights,
+    inexpressible,
+    siglip2_config,
+    siglip2_weights,
+)
+from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.tokenizer import load_tokenizer, train_tokenizer
+from tests.packs import noise_captions, noise_images, pack, pack_captions
+
+GRIDS = [(1, 1), (1, 64), (7, 7), (11, 22), (16, 16), (31, 9), (40, 40)]
+CAPTION_LENGTHS = [1, 2, 7, 31, 63, 64]
+
+
+def random_tower(draw: random.Random) -> dict:
+    heads = draw.choice([1, 2, 3])
+    return {
+        "hidden_size": heads * draw.choice([8, 16]),
+        "num_attention_heads": heads,
+        "num_hidden_layers": draw.choice([1, 2, 3]),
+        "intermediate_size": draw.choice([17, 48]),
+        "layer_norm_eps": draw.choice([1e-6, 1e-5]),
+    }
+
+
+def random_siglip2(seed: int) -> Siglip2Model:
+    """A small model of random shape; no weight is left at a zero or one that would hide a mistake."""
+    draw = random.Random(seed)
+    vision = {
+        **random_tower(draw),
+        "patch_size": draw.choice([2, 4]),
+        "num_patches": draw.choice([1, 9, 25, 256]),
+    }
+    text = {**random_tower(draw), "vocab_size": 60, "projection_size": vision["hidden_size"]}
+    tokens = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    model = Siglip2Model(Siglip2Config(vision_config=vision, text_config={**text, **tokens})).eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def imported(model: Siglip2Model) -> NavitClip:
+    config = clip_config(model.config)
+    ours = NavitClip(config).eval()
+    ours.load_state_dict(clip_weights(model.state_dict(), config))
+    return ours
+
+
+@torch.no_grad()
+def theirs_of_images(model: Siglip2Model, images: PackedImages) -> torch.Tensor:
+    """Image by image, without padding, normalised."""
+    parts = images.patches.float().div(127.5).sub(1).split(images.offsets.diff().tolist())
+    pooled = [
+        model.vision_model(pixels[None], torch.ones(1, len(pixels)), grid[None].long()).pooler_output
+        for pixels, grid in zip(parts, images.grid, strict=True)
+    ]
+    return F.normalize(torch.cat(pooled), dim=-1)
+
+
+@torch.no_grad()
+def theirs_of_captions(model: Siglip2Model, captions: list[list[int]]) -> torch.Tensor:
+    """Padded on the left to the context length, with the mask, as their tokenizer does; normalised."""
+    length = model.config.text_config.max_position_embeddings
+    ids = torch.tensor([[0] * (length - len(caption)) + caption for caption in captions])
+    mask = torch.tensor([[0] * (length - len(caption)) + [1] * len(caption) for caption in captions])
+    return F.normalize(model.text_model(ids, mask).pooler_output, dim=-1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@torch.no_grad()
+def test_towers_equal_siglip2(seed):
+    model = random_siglip2(seed)
+    ours = imported(model)
+    images = pack(noise_images(GRIDS, ours.config.image.patch_size))
+    torch.testing.assert_close(ours.encode_images(images), theirs_of_images(model, images), atol=1e-5, rtol=0)
+    captions = noise_captions(CAPTION_LENGTHS, 60, seed)
+    ours_of_captions = ours.encode_captions(pack_captions(captions))
+    torch.testing.assert_close(ours_of_captions, theirs_of_captions(model, captions), atol=1e-5, rtol=0)
+    assert torch.equal(ours.logit_scale, model.logit_scale)
+    assert torch.equal(ours.logit_bias, model.logit_bias)
+
+
+def resize_by_width(table, spatial_shapes, max_length):
+    """The position embeddings of one h x 1 grid: those of 1 x h on the transposed table.
+
+    torch's CPU resize with antialiasing repeats the first row where the output is one column wide.
+    """
+    ((height, width),) = spatial_shapes.tolist()
+    assert (width, max_length) == (1, height)
+    transposed = table.permute(2, 1, 0)[None]
+    resized = F.interpolate(transposed, size=(1, height), mode="bilinear", antialias=True)
+    return resized[0, :, 0].T[None]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_one_column_wide_images_equal_the_right_resize(seed, monkeypatch):
+    monkeypatch.setattr(
+        Siglip2VisionEmbeddings, "resize_positional_embeddings", staticmethod(resize_by_width)
+    )
+    model = random_siglip2(seed)
+    ours = imported(model)
+    images = pack(noise_images([(64, 1), (5, 1)], ours.config.image.patch_size))
+    torch.testing.assert_close(ours.encode_images(images), theirs_of_images(model, images), atol=1e-5, rtol=0)
+
+
+def small_config(position: str = "fractional", biases: bool = False, **text) -> ClipConfig:
+    size = {"depth": 2, "num_heads": 2, "mlp_dim": 40, "biases": biases}
+    table = PositionConfig(kind=position, table_side=5)  # type: ignore[arg-type]
+    return ClipConfig(
+        image=ImageTowerConfig(**size, width=16, patch_size=4, position=table),
+        text=TextTowerConfig(**size, width=24, vocab_size=600, **text),
+    )
+
+
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("position", ["fractional", "grid"])
+@torch.no_grad()
+def test_a_model_leaves_as_siglip2_and_comes_back(position, biases):
+    torch.manual_seed(0)
+    config = small_config(position, biases)
+    ours = NavitClip(config).eval()
+    for parameter in ours.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    model = Siglip2Model(siglip2_config(config)).eval()
+    model.load_state_dict(siglip2_weights(ours.state_dict(), config))
+    images = pack(noise_images(GRIDS, patch_size=4))
+    captions = noise_captions(CAPTION_LENGTHS, 600)
+    of_images, of_captions = ours.encode_images(images), ours.encode_captions(pack_captions(captions))
+    torch.testing.assert_close(theirs_of_images(model, images), of_images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(theirs_of_captions(model, captions), of_captions, atol=1e-5, rtol=0)
+    back = imported(model)
+    torch.testing.assert_close(back.encode_images(images), of_images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(back.encode_captions(pack_captions(captions)), of_captions, atol=1e-5, rtol=0)
+
+
+def test_everything_that_siglip2_lacks_is_listed():
+    config = ClipConfig(
+        image=ImageTowerConfig(qk_norm=True, position=PositionConfig(kind="absolute")),
+        text=TextTowerConfig(qk_norm=True, causal=True, pooling="map", alignment="left", context_length=77),
+    )
+    faults = inexpressible(config, load_tokenizer("open_clip"))
+    assert [fault.split(" is ")[0] for fault in faults] == [
+        "image.qk_norm",
+        "image.position.kind",
+        "text.qk_norm",
+        "text.causal",
+        "text.pooling",
+        "text.alignment",
+        "text.context_length",
+        "tokenizer",
+    ]
+    assert faults[1] == "image.position.kind is absolute; train with fractional or grid"
+
+
+def test_nothing_is_lacking_in_the_default_model():
+    assert inexpressible(ClipConfig(), train_tokenizer(["a dog"], vocab_size=512)) == []
+
+
+@pytest.mark.parametrize(
+    ("tower", "setting"),
+    [
+        ("vision_config", {"vision_use_head": False}),
+        ("vision_config", {"hidden_act": "relu"}),
+        ("vision_config", {"num_patches": 200}),
+        ("text_config", {"projection_size": 32}),
+    ],
+)
+def test_siglip2_models_that_our_towers_lack_are_refused(tower, setting):
+    ((name, value),) = setting.items()
+    tokens = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    settings = {"text_config": tokens, tower: {**(tokens if tower == "text_config" else {}), **setting}}
+    with pytest.raises(CheckpointError, match=rf"{tower}\.{name} is {value}"):
+        clip_config(Siglip2Config(**settings))
