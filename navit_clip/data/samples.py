@@ -23,7 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 def read_samples(
-    shards: Sequence[str], caption_key: str | None = None, labels: bool = False, faults: Faults | None = None
+    shards: Sequence[str],
+    caption_key: str | None = None,
+    labels: bool = False,
+    faults: Faults | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Sample]:
     """One pass over shards, in the order of `find_shards` and of the tars.
 
@@ -33,17 +38,19 @@ def read_samples(
         labels: whether samples have a label, and need one.
         faults: counts the samples that were skipped, for callers that report them; a summary is logged
             in any case.
+        rank: which share of the samples to read: numbers rank, rank + world_size, ...
+        world_size: the number of shares.
 
     Raises:
-        DataError: no shard is found, or no sample is good.
+        DataError: no shard is found, or no sample of all is good; a share may have none.
         ConfigError: the caption key is not of a known form.
     """
     faults = Faults() if faults is None else faults
-    num_good = 0
+    num_good = num_before = 0
     check_caption_key(caption_key)
     for shard in find_shards(shards):
         opened = OpenShard(shard)
-        for index in range(len(opened)):
+        for index in range((rank - num_before) % world_size, len(opened), world_size):
             try:
                 sample = read_sample(opened, index, caption_key, labels)
             except SampleError as error:
@@ -51,8 +58,9 @@ def read_samples(
             else:
                 num_good += 1
                 yield sample
+        num_before += len(opened)
         opened.close()
-    if not num_good:
+    if not num_good and world_size == 1:
         raise DataError(f"{', '.join(shards)}: no good sample; {faults.summary()}")
     if faults.total:
         logger.warning("%d samples read; %s", num_good, faults.summary())

@@ -1,22 +1,29 @@
-"""One shard open for reading at random: where each sample's members lie in the tar, and their bytes.
+"""Shards open for reading at random: where each sample's members lie in the tar, and their bytes.
 
 The index is made by one pass over the tar's headers. What is wrong with the tar is itself an entry: a
 member group that names an extension twice, a key that came before, and the tail that a truncated tar has
 lost each raise SampleError when read, so a reader that goes through all entries meets, and counts, each
-fault exactly once. Member names are only keys: nothing is extracted, unpickled or written.
+fault exactly once; a shard always has an entry. Member names are only keys: nothing is extracted,
+unpickled or written.
 """
 
 from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import BinaryIO, NamedTuple
 
 from navit_clip.data.shards import Shard
 from navit_clip.errors import DataError, SampleError
+
+MAX_OPEN_FILES = 256
+MAX_OPEN_ENTRIES = 200_000
+"""About a hundred megabytes of index."""
 
 
 class Member(NamedTuple):
@@ -38,19 +45,21 @@ class Entry:
 
 
 class OpenShard:
-    """A shard's entries, in the order of the tar.
+    """A shard's entries, in the order of the tar; `close()`, or dropping it, closes the file.
 
     Raises:
-        DataError: the file cannot be opened.
+        DataError: the file cannot be read.
     """
 
     def __init__(self, shard: Shard):
         self.shard = shard
         try:
-            self._file = open(shard.path, "rb")  # noqa: SIM115 (closed by close())
+            with open(shard.path, "rb") as file:
+                self._entries = _index(file)
+                self._descriptor = os.dup(file.fileno())
         except OSError as error:
-            raise DataError(f"shard {shard.path} cannot be opened: {error.strerror}") from error
-        self._entries = _index(self._file)
+            raise DataError(f"shard {shard.path} cannot be read: {error.strerror}") from error
+        self.close = weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -72,17 +81,37 @@ class OpenShard:
         members = (member for member in entry.members if wanted(member.extension))
         return {member.extension: self._read(member, index) for member in members}
 
-    def close(self) -> None:
-        self._file.close()
-
     def _read(self, member: Member, index: int) -> bytes:
-        data = os.pread(self._file.fileno(), member.size, member.offset)
+        data = os.pread(self._descriptor, member.size, member.offset)
         if len(data) < member.size:
             raise SampleError(
                 "truncated shard",
                 f"{self.key(index)}: {member.extension} has {len(data)} bytes, not {member.size}",
             )
         return data
+
+
+class OpenShards:
+    """The shards that one process reads from, opened when first asked for.
+
+    The least recently used are closed, so that neither files nor indexes pile up over a large data set.
+    """
+
+    def __init__(self, shards: Sequence[Shard]):
+        self._shards = shards
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+
+    def __getitem__(self, number: int) -> OpenShard:
+        if number not in self._open:
+            self._open[number] = OpenShard(self._shards[number])
+            while len(self._open) > 1 and self._over_limit():
+                _, oldest = self._open.popitem(last=False)
+                oldest.close()
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def _over_limit(self) -> bool:
+        return len(self._open) > MAX_OPEN_FILES or sum(map(len, self._open.values())) > MAX_OPEN_ENTRIES
 
 
 def _index(file: BinaryIO) -> list[Entry]:
@@ -99,6 +128,8 @@ def _index(file: BinaryIO) -> list[Entry]:
         else:
             entries.append(Entry(key, found))
         seen.add(key)
+    if not entries and fault is None:
+        fault = ("empty shard", "the tar has no samples")
     if fault is not None:
         entries.append(Entry("(end of file)", fault=fault))
     return entries

@@ -1,0 +1,86 @@
+"""A run's place in the data -> the same place for another number of ranks and workers.
+
+Nothing is lost and nothing is seen twice in an epoch: the blocks that some worker had open, those that it
+had not come to, and the samples that waited for a batch, are dealt again, earliest first; after them all
+workers go on with the sequence of blocks where the farthest of the old ones had got to.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from navit_clip.data.loader import LoaderState
+from navit_clip.data.order import WalkState
+from navit_clip.data.stream import StreamState
+from navit_clip.errors import CheckpointError
+
+
+def deal_again(states: Sequence[LoaderState], world_size: int, num_workers: int) -> list[LoaderState]:
+    """Deals what a run had left to other ranks and workers.
+
+    Args:
+        states: of all ranks of the run, in any order.
+        world_size: the new number of ranks.
+        num_workers: the new number of worker processes a rank.
+
+    Returns:
+        A state for each new rank.
+
+    Raises:
+        CheckpointError: a rank's state is missing, or they are not of one run.
+    """
+    ranks = sorted(state["rank"] for state in states)
+    if not states or ranks != list(range(states[0]["world_size"])) or len({s["data"] for s in states}) > 1:
+        raise CheckpointError(f"expected the data states of all ranks of one run, found those of {ranks}")
+    old = [worker for state in sorted(states, key=lambda state: state["rank"]) for worker in state["workers"]]
+    streams_a_rank = max(1, num_workers)
+    dealt = _deal(old, world_size * streams_a_rank)
+    return [
+        {
+            "rank": rank,
+            "world_size": world_size,
+            "data": states[0]["data"],
+            "next_worker": 0,
+            "workers": dealt[rank * streams_a_rank : (rank + 1) * streams_a_rank],
+        }
+        for rank in range(world_size)
+    ]
+
+
+def _deal(old: Sequence[StreamState], num_streams: int) -> list[StreamState]:
+    frontier = max(worker["walk"]["next"] for worker in old)
+    blocks = sorted(block for worker in old for block in _blocks_left(worker["walk"], frontier, len(old)))
+    waiting = sorted(place for worker in old for place in worker["waiting"])
+    closed = sum(worker["walk"]["closed"] for worker in old) / num_streams
+    dealt: list[StreamState] = [
+        {
+            "walk": {
+                "next": frontier + worker,
+                "backlog": blocks[worker::num_streams],
+                "open": [],
+                "closed": closed,
+            },
+            "waiting": waiting[worker::num_streams],
+            "read": 0,
+            "used": 0,
+            "skipped": {},
+        }
+        for worker in range(num_streams)
+    ]
+    # Counts are of the whole run: the first stream carries those of the old ones on.
+    first, skipped = dealt[0], Counter()
+    for worker in old:
+        skipped.update(worker["skipped"])
+        first["used"] += worker["used"]
+        first["read"] += worker["read"] - len(worker["waiting"])
+    first["skipped"] = dict(skipped)
+    for stream in dealt:
+        stream["read"] += len(stream["waiting"])
+    return dealt
+
+
+def _blocks_left(walk: WalkState, frontier: int, stride: int) -> list[list[int]]:
+    """[position, cursor] of the blocks before the frontier that a worker has not finished."""
+    unopened = [[position, 0] for position in range(walk["next"], frontier, stride)]
+    return [block[:2] for block in walk["open"]] + walk["backlog"] + unopened

@@ -1,0 +1,208 @@
+"""Batches for one rank: streams in worker processes, taken in turn, with a state to go on from.
+
+What comes out is a pure function of config, seed, ranks and workers; which samples an epoch has, and what
+is drawn for each, depends on seed and epoch alone. The state covers the batches that were handed out, not
+those that workers have ready.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from navit_clip.batch import Batch
+from navit_clip.data.order import blocks_done
+from navit_clip.data.shards import Shard, find_shards
+from navit_clip.data.stream import DataConfig, Stream, StreamState, first_state
+from navit_clip.errors import CheckpointError, NavitClipError
+from navit_clip.tokenizer import Tokenizer
+
+
+class LoaderState(TypedDict):
+    """Where a rank's loader is; plain JSON."""
+
+    rank: int
+    world_size: int
+    data: str
+    """What positions in the order refer to: a digest of seed, shard names and blocks a shard."""
+    next_worker: int
+    """Which worker's batch comes next."""
+    workers: list[StreamState]
+
+
+class Counts(NamedTuple):
+    """What became of the samples that a rank has read, as of the last batch handed out."""
+
+    read: int
+    used: int
+    skipped: dict[str, int]
+    """Bad samples by cause."""
+
+
+class TrainLoader:
+    """One rank's batches without end.
+
+    Iterating starts the workers; iterating again starts them anew, after the last batch handed out.
+
+    Args:
+        config: see there.
+        tokenizer: encodes captions; it is sent to the worker processes.
+        patch_size: in pixels.
+        context_length: most tokens of a caption.
+        seed: of the order and of all draws; the same on all ranks.
+        rank: this process's number.
+        world_size: the number of ranks.
+
+    Raises:
+        ConfigError: an image of the largest side would not fit a batch.
+        DataError: no shard is found; on iterating, also that samples are bad beyond the config's patience.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        patch_size: int,
+        context_length: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        config.check_budget(patch_size)
+        self._config = config
+        self._shards = find_shards(config.shards)
+        self._stream_arguments = (tokenizer, patch_size, context_length, seed)
+        num_workers = max(1, config.num_workers)
+        self._num_streams = world_size * num_workers
+        self._num_blocks = len(self._shards) * config.blocks_per_shard
+        self._state: LoaderState = {
+            "rank": rank,
+            "world_size": world_size,
+            "data": _digest(seed, self._shards, config.blocks_per_shard),
+            "next_worker": 0,
+            "workers": [first_state(rank * num_workers + worker) for worker in range(num_workers)],
+        }
+
+    def __iter__(self) -> Iterator[Batch]:
+        num_workers = len(self._state["workers"])
+        first = self._state["next_worker"]
+        # DataLoader asks its workers in turn, beginning with the first: let that one be whose turn it is.
+        states = self._state["workers"][first:] + self._state["workers"][:first]
+        for turn, handed in enumerate(self._data_loader(states)):
+            if isinstance(handed, NavitClipError):
+                raise handed
+            worker = (first + turn) % num_workers
+            self._state["workers"][worker] = handed.state
+            self._state["next_worker"] = (worker + 1) % num_workers
+            yield handed.batch
+
+    def state(self) -> LoaderState:
+        """Where to go on after the last batch handed out."""
+        return {**self._state, "workers": list(self._state["workers"])}
+
+    def load_state(self, state: LoaderState) -> None:
+        """Goes on where another run of this rank was; to be called before iterating.
+
+        Raises:
+            CheckpointError: the state is another rank's, of another number of ranks or workers (then
+                `deal_again` makes one that fits), or of other data.
+        """
+        for name in ("rank", "world_size"):
+            _check_same(name, state[name], self._state[name])
+        _check_same("num_workers", len(state["workers"]), len(self._state["workers"]))
+        if state["data"] != self._state["data"]:
+            raise CheckpointError(
+                "the checkpoint's place in the data is of other shards, another seed or another "
+                "blocks_per_shard than this run's: set them as they were"
+            )
+        self._state = {**state, "workers": list(state["workers"])}
+
+    @property
+    def counts(self) -> Counts:
+        """What became of this rank's samples."""
+        workers = self._state["workers"]
+        skipped: Counter[str] = Counter()
+        for worker in workers:
+            skipped.update(worker["skipped"])
+        return Counts(
+            sum(worker["read"] for worker in workers),
+            sum(worker["used"] for worker in workers),
+            dict(skipped),
+        )
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, in blocks; seen from this rank, whose share of them is one in `world_size`."""
+        done = sum(blocks_done(worker["walk"]) for worker in self._state["workers"])
+        return done * self._state["world_size"] / self._num_blocks
+
+    def _data_loader(self, states: Sequence[StreamState]) -> DataLoader:
+        num_workers = self._config.num_workers
+        streams = _Streams(self._config, self._shards, self._stream_arguments, self._num_streams, states)
+        return DataLoader(
+            streams,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=self._config.prefetch if num_workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class _Handed(NamedTuple):
+    """What a worker hands over: a batch, and its stream's state after it."""
+
+    batch: Batch
+    state: StreamState
+
+
+class _Streams(IterableDataset):
+    """In worker i of a DataLoader, the stream that begins at states[i].
+
+    An error of ours comes out as the last item, since DataLoader would wrap its message in a traceback.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        shards: Sequence[Shard],
+        arguments: tuple[Tokenizer, int, int, int],
+        num_streams: int,
+        states: Sequence[StreamState],
+    ):
+        self._config = config
+        self._shards = shards
+        self._arguments = arguments
+        self._num_streams = num_streams
+        self._states = states
+
+    def __iter__(self) -> Iterator[_Handed | NavitClipError]:
+        worker = get_worker_info()
+        if worker is not None:
+            # A forked process must not use the threads that tokenizers had in its parent.
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        state = self._states[0 if worker is None else worker.id]
+        try:
+            stream = Stream(self._config, self._shards, *self._arguments, self._num_streams, state)
+            for batch in stream:
+                yield _Handed(batch, stream.state())
+        except NavitClipError as error:
+            yield error
+
+
+def _digest(seed: int, shards: Sequence[Shard], blocks_per_shard: int) -> str:
+    words = (seed, blocks_per_shard, *(shard.name for shard in shards))
+    return hashlib.blake2b("\0".join(map(str, words)).encode(), digest_size=8).hexdigest()
+
+
+def _check_same(name: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise CheckpointError(
+            f"the checkpoint's place in the data is for {name} {found}, this run has {expected}: "
+            "run with the same number of ranks and workers, or deal the samples again (deal_again)"
+        )
