@@ -55,8 +55,6 @@ class ShardSamples:
         opened = [OpenShard(shard) for shard in find_shards(shards)]
         self._places = [(shard, index) for shard in opened for index in range(len(shard))]
         self.keys = [shard.key(index) for shard, index in self._places]
-        if not self.keys:
-            raise DataError(f"{', '.join(shards)}: the shards hold no sample")
 
     def __reduce__(self):
         # Open files do not cross into worker processes; each opens its own.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from navit_clip.distributed import World
 from navit_clip.errors import SampleError
 
 
+@runtime_checkable
 class Samples(Protocol):
     """Samples by number; picklable, since worker processes read from it."""
 

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eval.evaluate import main
+from navit_clip.errors import ConfigError
+from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, TextTowerConfig
+from navit_clip.tokenizer import train_tokenizer
+from navit_clip.weights import save_model
+from tests.eval_builders import write_labelled
+
+COSTS = ["--tokens_per_image", "9", "--token_budget", "64", "--num_workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run with one checkpoint of a random model."""
+    run = tmp_path_factory.mktemp("runs") / "small"
+    size = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
+    image = ImageTowerConfig(**size, patch_size=4)
+    model = NavitClip(ClipConfig(image=image, text=TextTowerConfig(**size, vocab_size=512)))
+    save_model(model, train_tokenizer(["a picture"], 512), run / "checkpoints" / "step-00000010" / "model")
+    (run / "checkpoints" / "latest").write_text("step-00000010")
+    return run
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return write_labelled(tmp_path / "images.tar", [0, 1, 2, 0, 1])
+
+
+def test_named_data_set_by_flags(run_folder, shard, capsys):
+    flags = ["--model", str(run_folder), "--dataset", "wds/pictures", "--dataset_root", shard]
+    flags += ["--task", "zeroshot_classification", "--label_key", "json.kind"]
+    assert main([*flags, "--custom_template_file", "a {}", "{}", *COSTS]) == 0
+    output = run_folder / "eval" / "pictures_zeroshot_classification.json"
+    record = json.loads(output.read_text())
+    assert record["dataset"] == "wds/pictures"
+    assert record["pretrained"].endswith("step-00000010/model")
+    assert record["templates"] == ["a {}", "{}"]
+    printed = capsys.readouterr().out
+    assert f"acc1                   {100 * record['metrics']['acc1']:6.2f} %   chance  33.33 %" in printed
+    assert str(output) in printed
+
+
+def test_suite_to_places_of_its_own(run_folder, shard, tmp_path):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        f"tasks:\n"
+        f"  - {{dataset: a, dataset_root: {shard}, task: zeroshot_retrieval}}\n"
+        f"  - {{dataset: a, dataset_root: {shard}, task: zeroshot_classification, label_key: json.kind}}\n"
+    )
+    output = str(tmp_path / "{model}" / "{dataset}-{task}.json")
+    assert main(["--model", str(run_folder), "--suite", str(suite), "--output", output, *COSTS]) == 0
+    names = sorted(path.name for path in (tmp_path / "small").iterdir())
+    assert names == ["a-zeroshot_classification.json", "a-zeroshot_retrieval.json"]
+    with pytest.raises(ConfigError, match=r"--output: 2 results would go to all\.json"):
+        main(["--model", str(run_folder), "--suite", str(suite), "--output", "all.json"])
+    with pytest.raises(ConfigError, match=r"'\{size\}\.json': expected places among folder, model"):
+        main(["--model", str(run_folder), "--suite", str(suite), "--output", "{size}.json"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--suite", "absent.yaml"], "no such config file"),
+        (["--suite", "absent.yaml", "--split", "val"], "--split describes a --dataset"),
+        (["--dataset", "a"], "--task: expected"),
+        (
+            ["--dataset", "a", "b", "--dataset_root", "x", "--task", "zeroshot_retrieval"],
+            r"need a \{dataset\}",
+        ),
+        (
+            ["--dataset", "a", "--task", "zeroshot_retrieval", "--token_budget", "10"],
+            "at least tokens_per_image",
+        ),
+    ],
+)
+def test_flags_that_contradict_each_other(run_folder, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        main(["--model", str(run_folder), *flags])
