@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from navit_clip.data.shards import write_shard
+from navit_clip.tokenizer import Tokenizer, train_tokenizer
 
 __all__ = [
     "encode_image",
     "noise_picture",
     "pair",
+    "small_tokenizer",
     "solid_picture",
     "striped_picture",
     "write_pairs",
@@ -80,3 +83,10 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+
+
+@lru_cache(maxsize=1)
+def small_tokenizer() -> Tokenizer:
+    """A tokenizer that knows the captions of `pair`."""
+    captions = [f"picture number {number}, a photo of it" for number in range(50)]
+    return train_tokenizer(captions, vocab_size=512)

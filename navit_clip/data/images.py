@@ -37,7 +37,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray,
 
 
 class EncodedImage:
-    """An image whose header alone has been read.
+    """An image whose size is known, and which is yet to be decoded.
 
     Attributes:
         height: of the upright picture, in pixels.
@@ -50,10 +50,12 @@ class EncodedImage:
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS):
         with _pillow():
             self._image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            self._turned = self._image.getexif().get(_ORIENTATION_TAG) in _TURNED
         width, height = self._image.size
         if width * height > max_pixels:
             raise SampleError("too many pixels", f"{width} x {height} is more than {max_pixels}")
+        with _pillow():
+            # For a PNG this already decodes: its EXIF may come after the pixels.
+            self._turned = self._image.getexif().get(_ORIENTATION_TAG) in _TURNED
         self.height, self.width = (width, height) if self._turned else (height, width)
 
     def decode(self, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray, "height width 3"]:

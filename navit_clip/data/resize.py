@@ -18,7 +18,7 @@ _SCALE_LIMIT = 100.0
 _SCALE_STEP = 1e-5
 
 
-def tokens_of_side(side: float, patch_size: int) -> int:
+def tokens_of_side(side: int, patch_size: int) -> int:
     """Patches in a square image of this side: NaViT's "resolution r" keeps the aspect and has area r squared.
 
     Args:

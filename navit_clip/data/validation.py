@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from navit_clip.batch import Batch
 from navit_clip.data.draws import check_template, fill_template
@@ -21,8 +21,8 @@ from navit_clip.tokenizer import Tokenizer
 class ValidationDataConfig:
     """Held-out pairs, and how they become batches."""
 
-    shards: list[str]
-    """Patterns of tar files: paths, braces, globs, folders."""
+    shards: list[str] = field(default_factory=list)
+    """Patterns of tar files: paths, braces, globs, folders; none means no validation."""
     caption_key: str = "txt"
     """Where captions are: "txt" (one a line) or "json.KEY"; the first of a sample is taken."""
     template: str = "{}"

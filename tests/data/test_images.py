@@ -1,0 +1,181 @@
+"""Every kind of picture comes out as upright RGB bytes; everything else as one SampleError."""
+
+import contextlib
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from navit_clip.data.images import EncodedImage, decode_image
+from navit_clip.errors import SampleError
+from tests.data_builders import encode_image, noise_picture, solid_picture, striped_picture
+
+
+def cause(data: bytes, **options) -> str:
+    with pytest.raises(SampleError) as caught:
+        decode_image(data, **options)
+    return caught.value.cause
+
+
+def png_header(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    parts = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("format", ["png", "bmp", "tif", "gif"])
+def test_lossless_formats_come_back_as_they_were(format):
+    picture = striped_picture(13, 29)
+    np.testing.assert_array_equal(decode_image(encode_image(picture, format)), picture)
+
+
+@pytest.mark.parametrize("format", ["jpg", "webp"])
+def test_lossy_formats_come_back_nearly(format):
+    picture = solid_picture(13, 29)
+    decoded = decode_image(encode_image(picture, format, quality=95)).astype(int)
+    assert decoded.shape == picture.shape
+    assert np.abs(decoded - picture).max() <= 3
+
+
+def test_gray_and_bilevel_become_rgb():
+    gray = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    decoded = decode_image(encode_image(gray))
+    np.testing.assert_array_equal(decoded, np.repeat(np.asarray(gray)[:, :, None], 3, axis=2))
+    assert set(np.unique(decode_image(encode_image(gray.convert("1"))))) == {0, 255}
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    values = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    for format in ("png", "tif"):
+        decoded = decode_image(encode_image(Image.fromarray(values), format))
+        np.testing.assert_array_equal(decoded[:, :, 0], values >> 8)
+
+
+def test_cmyk_jpeg_becomes_rgb():
+    image = Image.fromarray(solid_picture(16, 16, (10, 200, 30))).convert("CMYK")
+    decoded = decode_image(encode_image(image, "jpg", quality=95)).astype(int)
+    assert np.abs(decoded - (10, 200, 30)).max() <= 4
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "tif"])
+def test_alpha_is_laid_on_white(format):
+    pixels = np.zeros((1, 3, 4), dtype=np.uint8)
+    pixels[0, :, 3] = (0, 128, 255)
+    options = {"lossless": True, "exact": True} if format == "webp" else {}
+    decoded = decode_image(encode_image(Image.fromarray(pixels), format, **options))
+    np.testing.assert_array_equal(decoded[0, :, 0], [255, 127, 0])
+
+
+@pytest.mark.parametrize("transparency", [0, bytes([0, 255])])
+def test_transparent_palette_entries_are_white(transparency):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    decoded = decode_image(encode_image(image, transparency=transparency))
+    np.testing.assert_array_equal(decoded, [[[255, 255, 255], [40, 50, 60]]])
+
+
+def test_the_colour_key_of_an_rgb_png_is_white():
+    image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8))
+    decoded = decode_image(encode_image(image, transparency=(1, 2, 3)))
+    np.testing.assert_array_equal(decoded, [[[255, 255, 255], [4, 5, 6]]])
+
+
+@pytest.mark.parametrize("format", ["gif", "png", "webp"])
+def test_an_animation_is_its_first_frame(format):
+    frames = [Image.fromarray(solid_picture(8, 8, color)) for color in [(250, 0, 0), (0, 250, 0)]]
+    options = {"lossless": True} if format == "webp" else {}
+    data = encode_image(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(decode_image(data)[0, 0], [250, 0, 0])
+
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation):
+    stored = noise_picture(5, 9)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = EncodedImage(encode_image(stored, "png", exif=exif))
+    upright = UPRIGHT[orientation](stored)
+    assert (encoded.height, encoded.width) == upright.shape[:2]
+    np.testing.assert_array_equal(encoded.decode(), upright)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("at_least", "size"),
+    [((0, 0), (400, 800)), ((150, 300), (400, 800)), ((100, 200), (200, 400)), ((50, 10), (100, 200)),
+     ((1, 1), (50, 100))],
+)  # fmt: skip
+def test_a_jpeg_is_decoded_at_the_smallest_scale_with_twice_what_is_wanted(orientation, at_least, size):
+    stored = solid_picture(400, 800) if orientation == 1 else solid_picture(800, 400)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = EncodedImage(encode_image(stored, "jpg", exif=exif))
+    assert (encoded.height, encoded.width) == (400, 800)
+    assert encoded.decode(at_least).shape == (*size, 3)
+
+
+def test_other_formats_ignore_what_is_wanted():
+    assert EncodedImage(encode_image(solid_picture(64, 64))).decode((2, 2)).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("format", ["png", "jpg", "webp", "gif", "bmp", "tif"])
+def test_a_file_cut_short_is_undecodable(format):
+    data = encode_image(noise_picture(40, 40), format)
+    for share in (0.0, 0.02, 0.5, 0.8):
+        assert cause(data[: int(share * len(data))]) == "undecodable image"
+
+
+@pytest.mark.parametrize("data", [b"", b"text called jpg", b"%!PS-Adobe-3.0 EPSF-3.0", bytes(1000)])
+def test_what_is_no_image_is_undecodable(data):
+    assert cause(data) == "undecodable image"
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded():
+    assert cause(png_header(50_000, 50_000)) == "too many pixels"
+    assert cause(png_header(13_400, 13_300)) == "too many pixels"
+
+
+def test_a_bomb_in_a_text_chunk_is_undecodable():
+    bomb = b"comment\0\0" + zlib.compress(bytes(200_000_000))
+    assert cause(png_header(1, 1, (b"zTXt", bomb))) == "undecodable image"
+
+
+def test_the_limit_on_pixels_is_the_callers():
+    data = encode_image(solid_picture(10, 11))
+    assert decode_image(data, max_pixels=110).shape == (10, 11, 3)
+    assert cause(data, max_pixels=109) == "too many pixels"
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1)])
+def test_thin_images_are_images(height, width):
+    assert decode_image(encode_image(solid_picture(height, width))).shape == (height, width, 3)
+
+
+@given(st.sampled_from(["png", "jpg", "gif", "webp", "tif", "bmp"]), st.data())
+def test_damaged_bytes_decode_or_are_a_sample_error(format, data):
+    encoded = bytearray(encode_image(noise_picture(12, 12), format))
+    for _ in range(data.draw(st.integers(1, 8))):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(SampleError):
+        assert decode_image(bytes(encoded), max_pixels=10**6).ndim == 3

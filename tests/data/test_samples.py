@@ -1,0 +1,132 @@
+"""Members become samples; what a sample lacks is counted under its cause."""
+
+import json
+import logging
+from collections import Counter
+
+import pytest
+
+from navit_clip.data.faults import Faults
+from navit_clip.data.samples import read_samples
+from navit_clip.errors import ConfigError, DataError, SampleError
+from tests.data_builders import write_pairs, write_shard
+
+
+def one(tmp_path, caption_key="txt", labels=False, **members):
+    """The only sample of a shard beside a good one, or the cause of its fault."""
+    path = tmp_path / "s.tar"
+    good = {"__key__": "good", "jpg": b"?", "txt": "good", "json": json.dumps({"text": "good"}), "cls": "0"}
+    write_shard(path, [good, {"__key__": "x", **members}])
+    faults = Faults()
+    samples = list(read_samples([str(path)], caption_key, labels, faults))
+    if faults.total:
+        (cause,) = faults.counts
+        assert "s/x" in faults.examples[cause]
+        return cause
+    assert samples[-1].key == "s/x"
+    return samples[-1]
+
+
+@pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG"])
+def test_knows_an_image_by_its_extension(tmp_path, extension):
+    assert one(tmp_path, **{extension: b"image", "txt": "a caption"}).image == b"image"
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ("one", ("one",)),
+        ("one\ntwo\n", ("one", "two")),
+        ("\n  one \r\n\n\ttwo", ("one", "two")),
+        ("naïve ☕", ("naïve ☕",)),
+    ],
+)
+def test_reads_a_caption_a_line(tmp_path, text, captions):
+    assert one(tmp_path, jpg=b"", txt=text).captions == captions
+
+
+@pytest.mark.parametrize(
+    ("record", "captions"), [({"text": "one"}, ("one",)), ({"text": ["one ", "", "two"]}, ("one", "two"))]
+)
+def test_reads_captions_from_json(tmp_path, record, captions):
+    assert one(tmp_path, "json.text", jpg=b"", json=json.dumps(record)).captions == captions
+
+
+@pytest.mark.parametrize(
+    ("caption_key", "members", "cause"),
+    [
+        ("txt", {"txt": "a caption"}, "no image"),
+        ("txt", {"jpg": b""}, "no caption"),
+        ("txt", {"jpg": b"", "txt": ""}, "empty caption"),
+        ("txt", {"jpg": b"", "txt": " \n\t\n"}, "empty caption"),
+        ("txt", {"jpg": b"", "txt": b"\xff\xfe"}, "undecodable caption"),
+        ("json.text", {"jpg": b"", "txt": "a caption"}, "no caption"),
+        ("json.text", {"jpg": b"", "json": "{}"}, "no caption"),
+        ("json.text", {"jpg": b"", "json": '{"text": null}'}, "no caption"),
+        ("json.text", {"jpg": b"", "json": "[]"}, "no caption"),
+        ("json.text", {"jpg": b"", "json": "{"}, "undecodable caption"),
+        ("json.text", {"jpg": b"", "json": b'{"text": "\xff"}'}, "undecodable caption"),
+        ("json.text", {"jpg": b"", "json": '{"text": 3}'}, "undecodable caption"),
+        ("json.text", {"jpg": b"", "json": '{"text": ["a", 3]}'}, "undecodable caption"),
+        ("json.text", {"jpg": b"", "json": "[" * 100_000}, "undecodable caption"),
+        ("json.text", {"jpg": b"", "json": '{"text": []}'}, "empty caption"),
+    ],
+)
+def test_counts_what_is_wrong_under_its_cause(tmp_path, caption_key, members, cause):
+    assert one(tmp_path, caption_key, **members) == cause
+
+
+def test_reads_labels_only_where_asked(tmp_path):
+    assert one(tmp_path, jpg=b"", txt="a", cls="7").label is None
+    assert one(tmp_path, jpg=b"", txt="a", cls="cat").label is None
+    assert one(tmp_path, None, labels=True, jpg=b"", cls="7\n").label == 7
+    assert one(tmp_path, None, labels=True, jpg=b"", cls="cat") == "undecodable label"
+    assert one(tmp_path, None, labels=True, jpg=b"") == "no label"
+
+
+def test_needs_no_captions_without_a_caption_key(tmp_path):
+    assert one(tmp_path, None, jpg=b"image").captions == ()
+
+
+def test_goes_through_shards_in_order_and_says_what_it_skipped(tmp_path, caplog):
+    paths = write_pairs(tmp_path, [2, 1])
+    write_shard(tmp_path / "bad.tar", [{"__key__": "x", "txt": "no image"}])
+    with caplog.at_level(logging.WARNING):
+        samples = list(read_samples([paths[1], str(tmp_path / "bad.tar"), paths[0]], "txt"))
+    names = ["shard-001/sample00002", "shard-000/sample00000", "shard-000/sample00001"]
+    assert [sample.key for sample in samples] == names
+    assert "3 samples read; 1 skipped: no image: 1 (first bad/x" in caplog.text
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_shares_are_every_world_size_th_sample(tmp_path, world_size):
+    paths = write_pairs(tmp_path, [2, 0, 3, 2])
+    keys = [sample.key for sample in read_samples(paths)]
+    for rank in range(world_size):
+        share = [sample.key for sample in read_samples(paths, rank=rank, world_size=world_size)]
+        # The empty shard is one faulty entry, number 2 of all, and so has its turn.
+        numbered = [*keys[:2], None, *keys[2:]]
+        assert share == [key for key in numbered[rank::world_size] if key]
+
+
+def test_no_good_sample_is_an_error_that_counts_the_causes(tmp_path):
+    path = tmp_path / "s.tar"
+    members = [{"txt": "a"}, {"txt": "a"}, {"jpg": b""}]
+    write_shard(path, [{"__key__": key, **member} for key, member in zip("xyz", members, strict=True)])
+    with pytest.raises(DataError, match=r"no good sample; 3 skipped: no image: 2 \(first s/x.*no caption: 1"):
+        list(read_samples([str(path)], "txt"))
+
+
+@pytest.mark.parametrize("caption_key", ["text", "json", "json.", "jpg"])
+def test_an_unknown_caption_key_is_an_error(tmp_path, caption_key):
+    with pytest.raises(ConfigError, match="caption_key"):
+        list(read_samples(write_pairs(tmp_path, [1]), caption_key))
+
+
+def test_faults_keep_the_first_example_of_each_cause():
+    faults = Faults()
+    for number in range(3):
+        faults.add(f"s/{number}", SampleError("no image", f"detail {number}"))
+    assert faults.counts == Counter({"no image": 3})
+    assert faults.summary() == "3 skipped: no image: 3 (first s/0: detail 0)"
+    assert Faults().summary() == "none skipped"
