@@ -17,15 +17,17 @@ A pack has no padding: sequence i occupies tokens offsets[i] to offsets[i + 1].
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
+
+Carrier = TypeVar("Carrier", bound=Any)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,10 @@ class PackedImages:
         return len(self.patches)
 
     def to(self, device: torch.device | str) -> PackedImages:
-        return _to(self, device)
+        return _to_device(self, device)
 
     def pin_memory(self) -> PackedImages:
-        return _pin(self)
+        return _pinned(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +131,10 @@ class Captions:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> Captions:
-        return _to(self, device)
+        return _to_device(self, device)
 
     def pin_memory(self) -> Captions:
-        return _pin(self)
+        return _pinned(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +153,10 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> Batch:
-        return _to(self, device)
+        return _to_device(self, device)
 
     def pin_memory(self) -> Batch:
-        return _pin(self)
+        return _pinned(self)
 
 
 class Embeddings(NamedTuple):
@@ -189,16 +191,21 @@ def caption_identity(text: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _to(carrier, device):
-    """The same carrier with its tensors on a device; copies from pinned memory overlap with compute."""
-    return _map_tensors(carrier, lambda part: part.to(device, non_blocking=True))
+def _to_device(carrier: Carrier, device: torch.device | str) -> Carrier:
+    """The same with its tensors on a device; copies from pinned memory overlap with compute."""
+    return _map_tensors(carrier, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def _pin(carrier):
-    return _map_tensors(carrier, lambda part: part.pin_memory())
+def _pinned(carrier: Carrier) -> Carrier:
+    return _map_tensors(carrier, lambda tensor: tensor.pin_memory())
 
 
-def _map_tensors(carrier, function):
-    parts = {field.name: getattr(carrier, field.name) for field in fields(carrier)}
-    moved = {name: function(part) for name, part in parts.items() if hasattr(part, "pin_memory")}
-    return replace(carrier, **moved)
+def _map_tensors(carrier: Carrier, function: Callable[[Tensor], Tensor]) -> Carrier:
+    changed = {}
+    for field in fields(carrier):
+        value = getattr(carrier, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = function(value)
+        elif is_dataclass(value):
+            changed[field.name] = _map_tensors(value, function)
+    return replace(carrier, **changed)

@@ -1,0 +1,45 @@
+"""`navit-clip`: the commands, each a module that is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from navit_clip.config import nearest
+from navit_clip.errors import NavitClipError
+
+COMMANDS = {
+    "train": ("training.train", "train a pair of towers on shards"),
+    "eval": ("eval.evaluate", "zero-shot classification and retrieval"),
+    "export": ("navit_clip.huggingface.export", "a trained model as a plain transformers folder"),
+    "tokenizer": ("navit_clip.tokenizer_training", "train a tokenizer on the captions of shards"),
+    "report": ("eval.report", "one HTML page of a run: curves, scores, pictures"),
+}
+
+USAGE_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; input that cannot be used ends in a line on stderr and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"error: no command {command!r}; {nearest(command, list(COMMANDS))}", file=sys.stderr)
+        return USAGE_ERROR
+    module, _ = COMMANDS[command]
+    try:
+        return importlib.import_module(module).main(rest)
+    except NavitClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _usage() -> str:
+    rows = [f"  {command:<10} {summary}" for command, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: navit-clip COMMAND …", "", *rows, "", "navit-clip COMMAND --help says more of each."]
+    )

@@ -1,0 +1,67 @@
+"""Everything that one run needs, in one YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from eval.tasks import EvalConfig
+from navit_clip.data import DataConfig
+from navit_clip.errors import ConfigError
+from navit_clip.loss import LossConfig
+from navit_clip.model import ClipConfig
+from training.checkpoint import CheckpointConfig
+from training.engine import EngineConfig
+from training.optimizer import OptimizerConfig
+from training.schedule import ScheduleConfig
+from training.validation import ValidationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training run. Its length is counted in pairs: batches have a budget of tokens, not of pairs."""
+
+    folder: str
+    """Where the run keeps its config, log, metrics and checkpoints."""
+    pairs: int
+    """Image-text pairs to train on, over all ranks."""
+    tokenizer: str
+    """A tokenizer folder, such as `navit-clip tokenizer train` writes, or open_clip."""
+    seed: int = 0
+    """Seeds the weights, the order of samples and everything drawn for them."""
+    log_every: int = 10
+    """Steps between log lines."""
+    attention: str = "auto"
+    """Attention backend: auto, flash_attn, torch_varlen or sdpa."""
+    model: ClipConfig = field(default_factory=ClipConfig)
+    """The towers."""
+    data: DataConfig
+    """The training stream."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Which comparisons are positives."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """The learning rate over the run."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """DeepSpeed."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When to save, and what to keep."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Held-out pairs for a validation loss."""
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    """What to evaluate during the run."""
+    evaluate_every: int = 0
+    """Steps between validations and evaluations; 0 has them at the end alone."""
+
+    def __post_init__(self):
+        if self.pairs < 1:
+            raise ConfigError(f"pairs: expected at least 1, found {self.pairs}")
+        if self.log_every < 1:
+            raise ConfigError(f"log_every: expected at least 1, found {self.log_every}")
+        if self.evaluate_every < 0:
+            raise ConfigError(f"evaluate_every: expected at least 0, found {self.evaluate_every}")
+        if self.schedule.warmup_pairs >= self.pairs:
+            raise ConfigError(
+                f"schedule.warmup_pairs: expected fewer than pairs ({self.pairs}), "
+                f"found {self.schedule.warmup_pairs}"
+            )

@@ -1,0 +1,91 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from navit_clip.data import TrainLoader
+from navit_clip.distributed import World
+from navit_clip.loss import sigmoid_loss
+from navit_clip.tokenizer import Tokenizer
+from training.checkpoint import Progress, save_checkpoint
+from training.config import RunConfig
+from training.engine import Engine
+from training.metrics import Meter, Recorder
+from training.schedule import learning_rate_share
+
+
+def train(
+    config: RunConfig,
+    engine: Engine,
+    loader: TrainLoader,
+    tokenizer: Tokenizer,
+    recorder: Recorder,
+    evaluate: Callable[[Progress], None],
+    progress: Progress,
+    world: World,
+) -> Progress:
+    """Trains from `progress` until the run has seen all its pairs; saves and evaluates on the way.
+
+    Args:
+        config: the run.
+        engine: the model and its optimizer.
+        loader: this rank's batches, already at `progress`.
+        tokenizer: goes into checkpoints with the model.
+        recorder: takes the metrics.
+        evaluate: judges the model as it is after a step and records the scores; all ranks call it.
+        progress: where to start.
+        world: the ranks.
+
+    Returns:
+        Where the run ended.
+    """
+    step, pairs = progress.step, progress.pairs
+    meter = Meter(world, config.data.tokens_per_batch)
+    batches = iter(loader)
+
+    while pairs < config.pairs:
+        learning_rate = config.optimizer.learning_rate * learning_rate_share(
+            config.schedule, pairs, config.pairs
+        )
+        for _ in range(config.engine.accumulation):
+            with meter.waiting():
+                batch = next(batches)
+            counts = world.counts(len(batch))
+            embeddings = engine.forward(batch.to(world.device))
+            loss = sigmoid_loss(config.loss, embeddings, counts, world)
+            engine.backward(loss)
+            meter.add(batch, embeddings, loss)
+            pairs += sum(counts)
+        engine.step(learning_rate)
+        step += 1
+        finished = pairs >= config.pairs
+
+        if step % config.log_every == 0 or finished:
+            row = {
+                "step": step,
+                "pairs": pairs,
+                "epoch": loader.epoch,
+                "learning_rate": learning_rate,
+                "gradient_norm": engine.gradient_norm(),
+                **meter.row(),
+            }
+            recorder.train(row)
+
+        if step % config.checkpoint.every == 0 or finished:
+            folder = save_checkpoint(
+                Path(config.folder),
+                Progress(step, pairs),
+                engine,
+                tokenizer,
+                loader.state(),
+                world,
+                config.checkpoint.keep,
+            )
+            recorder.say(f"saved {folder}")
+
+        if finished or (config.evaluate_every and step % config.evaluate_every == 0):
+            evaluate(Progress(step, pairs))
+
+    return Progress(step, pairs)

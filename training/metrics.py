@@ -1,0 +1,162 @@
+"""What a run says about itself: a log line, a row in metrics.jsonl, TensorBoard, a progress bar.
+
+Numbers are gathered on the device and read on log steps alone, so that ordinary steps need no sync.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from navit_clip.batch import Batch, Embeddings
+from navit_clip.distributed import World
+from training.checkpoint import Progress
+
+logger = logging.getLogger("navit_clip")
+LOG_FORMAT = logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%Y-%m-%d,%H:%M:%S")
+
+
+class Meter:
+    """Sums over the steps between two log lines, of this rank."""
+
+    def __init__(self, world: World, tokens_per_batch: int):
+        self._world = world
+        self._tokens_per_batch = tokens_per_batch
+        self._reset()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def add(self, batch: Batch, embeddings: Embeddings, loss: torch.Tensor) -> None:
+        """Counts a batch, and keeps what the loss made of it."""
+        self._batches += 1
+        self._pairs += len(batch)
+        self._image_tokens += batch.images.num_tokens
+        self._text_tokens += batch.captions.num_tokens
+        self._loss = self._loss + loss.detach()
+        self._scale_and_bias = torch.cat([embeddings.logit_scale, embeddings.logit_bias]).detach()
+
+    def row(self) -> dict[str, float]:
+        """Means over all ranks, t and b as they are now, since the last call; all ranks call it together."""
+        seconds = time.perf_counter() - self._start
+        own = [self._batches, self._pairs, self._image_tokens, self._text_tokens, self._waited, seconds]
+        totals = self._world.sum(torch.tensor([*own, float(self._loss)], dtype=torch.float64))
+        batches, pairs, image_tokens, text_tokens, waited, rank_seconds, loss = totals.tolist()
+        logit_scale, logit_bias = self._scale_and_bias.tolist()
+        self._reset()
+        return {
+            "loss": loss / batches,
+            "logit_scale": logit_scale,
+            "logit_bias": logit_bias,
+            "pairs_per_second": pairs / seconds,
+            "tokens_per_second": (image_tokens + text_tokens) / seconds,
+            "seconds_per_batch": rank_seconds / batches,
+            "data_wait": waited / rank_seconds,
+            "fill": image_tokens / (batches * self._tokens_per_batch),
+            "images_per_batch": pairs / batches,
+        }
+
+    def _reset(self) -> None:
+        self._batches = self._pairs = self._image_tokens = self._text_tokens = 0
+        self._loss: torch.Tensor | float = 0.0
+        self._waited = 0.0
+        self._start = time.perf_counter()
+
+
+class Recorder:
+    """Writes a run's rows where people look for them; on ranks other than the main one, nowhere.
+
+    Rows of steps after `progress`, left by a run that was stopped after its last checkpoint, are taken out.
+    """
+
+    def __init__(self, run: Path, progress: Progress, total_pairs: int, world: World):
+        self._is_main = world.is_main
+        self._world_size = world.size
+        self._total_pairs = total_pairs
+        if not self._is_main:
+            return
+        self._metrics = run / "metrics.jsonl"
+        _forget_rows_after(self._metrics, progress.step)
+        self._tensorboard = SummaryWriter(run / "tensorboard", purge_step=progress.step + 1)
+        self._bar = tqdm(total=total_pairs, initial=progress.pairs, unit="pairs", dynamic_ncols=True)
+        self._handlers = [logging.StreamHandler(), logging.FileHandler(run / "out.log")]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        for handler in self._handlers:
+            handler.setFormatter(LOG_FORMAT)
+            logger.addHandler(handler)
+
+    def train(self, row: dict[str, Any]) -> None:
+        """A row of training metrics, every `log_every` steps."""
+        if self._is_main:
+            self._bar.update(row["pairs"] - self._bar.n)
+            self._write("train", row)
+            self.say(train_line(row, self._total_pairs, self._world_size))
+
+    def score(self, kind: str, row: dict[str, Any]) -> None:
+        """A validation or evaluation result."""
+        if self._is_main:
+            self._write(kind, row)
+            scores = ", ".join(f"{name} {value:.4g}" for name, value in _numbers(row).items())
+            self.say(f"{kind}: {scores}")
+
+    def say(self, message: str) -> None:
+        """A line for the console, above the progress bar, and for out.log."""
+        if self._is_main:
+            with logging_redirect_tqdm([logger]):
+                logger.info(message)
+
+    def close(self) -> None:
+        if self._is_main:
+            self._bar.close()
+            self._tensorboard.close()
+            for handler in self._handlers:
+                logger.removeHandler(handler)
+                handler.close()
+
+    def _write(self, kind: str, row: dict[str, Any]) -> None:
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"kind": kind, **row}) + "\n")
+        for name, value in _numbers(row).items():
+            self._tensorboard.add_scalar(f"{kind}/{name}", value, row["step"])
+
+
+def train_line(row: dict[str, Any], total_pairs: int, world_size: int) -> str:
+    """open_clip's log line, with what packing adds."""
+    rate = row["pairs_per_second"]
+    return (
+        f"Train Epoch: {int(row['epoch'])} "
+        f"[{row['pairs']:>{len(str(total_pairs))}}/{total_pairs} ({100 * row['pairs'] / total_pairs:.0f}%)] "
+        f"Data (t): {row['data_wait'] * row['seconds_per_batch']:.3f} "
+        f"Batch (t): {row['seconds_per_batch']:.3f}, {rate:#.3g}/s, {rate / world_size:#.3g}/s/gpu "
+        f"LR: {row['learning_rate']:.6f} "
+        f"Logit Scale: {row['logit_scale']:.3f} Logit Bias: {row['logit_bias']:.3f} "
+        f"Gradient Norm: {row['gradient_norm']:.3f} "
+        f"Fill: {100 * row['fill']:.1f}% Images: {row['images_per_batch']:.1f} "
+        f"Loss: {row['loss']:.5g}"
+    )
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    flat = {**row, **row.get("metrics", {})}
+    return {name: value for name, value in flat.items() if isinstance(value, int | float)}
+
+
+def _forget_rows_after(metrics: Path, step: int) -> None:
+    if metrics.exists():
+        rows = metrics.read_text().splitlines(keepends=True)
+        metrics.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))

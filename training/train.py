@@ -1,0 +1,172 @@
+"""`navit-clip train`: a YAML and `key=value` overrides in, a run folder out.
+
+Alone, or on every rank that torchrun, deepspeed or Slurm starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from eval.tasks import evaluate
+from navit_clip.config import load_config, save_config
+from navit_clip.data import Faults, TrainLoader, validation_batches
+from navit_clip.distributed import World
+from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
+from navit_clip.model import NavitClip, choose_backend
+from navit_clip.tokenizer import Tokenizer, load_tokenizer
+from training.checkpoint import LATEST, Progress, find_checkpoint, load_checkpoint
+from training.config import RunConfig
+from training.engine import Engine
+from training.loop import train
+from training.metrics import Recorder
+from training.optimizer import make_optimizer
+from training.validation import validation_loss
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains; the exit code is 0. Errors are NavitClipErrors."""
+    arguments = _parser().parse_intermixed_args(argv)
+    config = load_config(RunConfig, arguments.config, arguments.overrides)
+    world = World.join()
+    run_training(config, world, resume=arguments.resume)
+    world.leave()
+    return 0
+
+
+def run_training(config: RunConfig, world: World, resume: str | None = None) -> Progress:
+    """Builds everything that a config names and trains to its end.
+
+    Args:
+        config: the run.
+        world: the ranks; all call this together.
+        resume: a checkpoint folder, "latest" for the run's own newest one, or None to start afresh.
+
+    Raises:
+        NavitClipError: the config, the data or the checkpoint cannot be used; says what and where.
+    """
+    run = Path(config.folder)
+    if resume is None and (run / "checkpoints" / LATEST).exists():
+        raise CheckpointError(f"{run}: holds a run already; go on with --resume, or set another folder=")
+    tokenizer = load_tokenizer(config.tokenizer)
+    _check_vocabulary(config, tokenizer)
+    backend = choose_backend(config.attention, world.device, config.engine.compute_dtype)
+    loader = TrainLoader(
+        config.data,
+        tokenizer,
+        config.model.image.patch_size,
+        config.model.text.context_length,
+        config.seed,
+        world.rank,
+        world.size,
+    )
+
+    torch.manual_seed(config.seed)
+    model = NavitClip(config.model)
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    engine = Engine(config.engine, model, make_optimizer(config.optimizer, model), world)
+    progress, origin = Progress(), "from the start"
+    if resume is not None:
+        checkpoint = find_checkpoint(run, resume)
+        progress, loader_state = load_checkpoint(checkpoint, engine, world)
+        loader.load_state(loader_state)
+        origin = f"from {checkpoint}"
+
+    if world.is_main:
+        run.mkdir(parents=True, exist_ok=True)
+        save_config(config, run / "config.yaml")
+    recorder = Recorder(run, progress, config.pairs, world)
+    recorder.say(
+        f"{run}: {size:.1f}M parameters, ZeRO {config.engine.zero_stage}, {config.engine.precision} on "
+        f"{world.size} x {world.device.type}, {backend} attention, {origin}"
+    )
+    try:
+        return train(
+            config,
+            engine,
+            loader,
+            tokenizer,
+            recorder,
+            lambda at: _evaluate(config, engine, tokenizer, recorder, at, world),
+            progress,
+            world,
+        )
+    finally:
+        _say_counts(loader, recorder, world)
+        recorder.close()
+
+
+def _evaluate(
+    config: RunConfig,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    recorder: Recorder,
+    progress: Progress,
+    world: World,
+) -> None:
+    """Validation loss and the run's evaluation tasks on the model as it is now."""
+    at = {"step": progress.step, "pairs": progress.pairs}
+    model = engine.whole_model()
+    if config.validation.data.shards:
+        faults = Faults()
+        batches = validation_batches(
+            config.validation.data,
+            tokenizer,
+            config.model.image.patch_size,
+            config.model.text.context_length,
+            world.rank,
+            world.size,
+            faults,
+        )
+        loss = validation_loss(config.validation, config.loss, model, batches, world)
+        recorder.score("validation", {**at, "loss": loss, "skipped": sum(faults.counts.values())})
+    for result in evaluate(model, tokenizer, config.evaluation, world):
+        record = result.as_json(model=config.folder, pretrained=f"step {progress.step}")
+        recorder.score("eval", {**at, **{name: record[name] for name in _EVAL_ROW}})
+
+
+_EVAL_ROW = ("dataset", "task", "metrics", "chance", "num_samples", "skipped", "tokens_per_image")
+
+
+def _check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > config.model.text.vocab_size:
+        raise ConfigError(
+            f"model.text.vocab_size: {config.model.text.vocab_size} rows are too few for the "
+            f"{tokenizer.vocab_size} tokens of {config.tokenizer}; raise it to at least that"
+        )
+
+
+def _say_counts(loader: TrainLoader, recorder: Recorder, world: World) -> None:
+    """What became of the samples, by cause. On the main rank alone, of its own: others may have failed."""
+    counts = loader.counts
+    skipped = ", ".join(f"{number} {cause}" for cause, number in sorted(counts.skipped.items())) or "none"
+    whose = "samples" if world.size == 1 else "rank 0's samples"
+    recorder.say(f"{whose}: {counts.read} read, {counts.used} used, skipped: {skipped}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="navit-clip train",
+        description="Trains a pair of towers. Several ranks: torchrun --nproc_per_node N -m training.train …",
+    )
+    parser.add_argument("config", help="YAML of the run, such as configs/run/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=LATEST,
+        metavar="CHECKPOINT",
+        help="go on from the run's latest checkpoint, or from the one named",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except NavitClipError as error:
+        sys.exit(f"error: {error}")
