@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from navit_clip.data import read_samples
-from navit_clip.errors import ConfigError
+from navit_clip.data.draws import check_template, fill_template
+from navit_clip.data.samples import read_samples
 from navit_clip.tokenizer import train_tokenizer
 
 LONGEST_CAPTION = 64
@@ -18,8 +17,15 @@ def main(argv: list[str]) -> int:
     """Learns a tokenizer from the captions of shards and writes its folder."""
     arguments = _parser().parse_args(argv)
     samples = read_samples(arguments.shards, arguments.caption_key)
-    captions = (caption for sample in samples for caption in sample.captions)
-    captions = list(fill_templates(captions, arguments.template or ["{}"]))
+    templates = arguments.template or ["{}"]
+    for template in templates:
+        check_template(template)
+    captions = [
+        fill_template(template, caption)
+        for sample in samples
+        for caption in sample.captions
+        for template in templates
+    ]
     tokenizer = train_tokenizer(captions, arguments.vocab_size)
     tokenizer.save(arguments.out)
 
@@ -33,18 +39,6 @@ def main(argv: list[str]) -> int:
             f"Set model.text.vocab_size={tokenizer.vocab_size}"
         )
     return 0
-
-
-def fill_templates(captions: Iterable[str], templates: Sequence[str]) -> Iterator[str]:
-    """Every caption in every template's place `{}`: class names, as prompts will show them.
-
-    Raises:
-        ConfigError: a template does not hold `{}` once.
-    """
-    for template in templates:
-        if template.count("{}") != 1:
-            raise ConfigError(f"template {template!r}: expected {{}} once, where the caption goes")
-    return (template.replace("{}", caption) for caption in captions for template in templates)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,8 @@ A folder appears whole or not at all: it is written beside its place and then re
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,18 +53,39 @@ def save_weights(
     weights: Mapping[str, Tensor], config: ClipConfig, tokenizer: Tokenizer, folder: Path
 ) -> None:
     """`save_model` for weights that were gathered from elsewhere than a whole model on one device."""
-    in_the_way = folder.exists() and not (folder / CONFIG_FILE).exists()
+    with whole_folder(folder, marker=CONFIG_FILE) as partial:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_config(config, partial / CONFIG_FILE)
+        tokenizer.save(partial / TOKENIZER_FOLDER)
+
+
+@contextmanager
+def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` when all is written, and vanishes on an error.
+
+    Args:
+        folder: where it is to be; what is there already is replaced if it is of the same kind.
+        marker: the file that every folder of this kind has.
+
+    Raises:
+        CheckpointError: something of another kind is in the way.
+    """
+    in_the_way = folder.exists() and not (folder / marker).exists()
     if in_the_way and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: expected no such path or a model folder, found something else")
+        raise CheckpointError(
+            f"{folder}: expected nothing there or a folder with a {marker} to replace, found something else"
+        )
     partial = folder.with_name(f".{folder.name}.partial")
     replaced = folder.with_name(f".{folder.name}.replaced")
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
-    save_config(config, partial / CONFIG_FILE)
-    tokenizer.save(partial / TOKENIZER_FOLDER)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)

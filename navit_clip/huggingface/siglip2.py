@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from navit_clip.tokenizer import BEGIN, END, PAD, SPECIAL_TOKENS, Tokenizer
 
 CONTEXT_LENGTH = 64
 """transformers' zero-shot pipeline pads and cuts every SigLIP caption to this length."""
+TowerName = Literal["both", "image", "text"]
 ACTIVATION = "gelu_pytorch_tanh"
 
 # Modules with a weight and a bias, ours and theirs.
@@ -58,23 +59,30 @@ _PROBE = ("image.pooling.probe", "vision_model.head.probe")
 _TABLE = ("image.position.table", "vision_model.embeddings.position_embedding.weight")
 
 
-def inexpressible(config: ClipConfig, tokenizer: Tokenizer) -> list[str]:
-    """Each setting that SigLIP 2 lacks: its dotted key, what it is, and what it would have to be."""
-    needed = {
-        "image.qk_norm": (config.image.qk_norm, False),
-        "image.position.kind": (config.image.position.kind, ("fractional", "grid")),
-        "text.qk_norm": (config.text.qk_norm, False),
-        "text.causal": (config.text.causal, False),
-        "text.pooling": (config.text.pooling, "last"),
-        "text.alignment": (config.text.alignment, "right"),
-        "text.context_length": (config.text.context_length, CONTEXT_LENGTH),
-        "tokenizer": (tokenizer.form, "siglip2"),
+def inexpressible(config: ClipConfig, tokenizer: Tokenizer, tower: TowerName = "both") -> list[str]:
+    """Each setting that SigLIP 2 lacks, by its dotted key: what it is, and what it would have to be."""
+    image = {
+        "image.qk_norm": (config.image.qk_norm, [False]),
+        "image.position.kind": (config.image.position.kind, ["fractional", "grid"]),
     }
-    return [
-        f"{key} is {_shown(found)}; train with {_shown(expected)}"
-        for key, (found, expected) in needed.items()
-        if found not in (expected if isinstance(expected, tuple) else (expected,))
+    text = {
+        "text.qk_norm": (config.text.qk_norm, [False]),
+        "text.causal": (config.text.causal, [False]),
+        "text.pooling": (config.text.pooling, ["last"]),
+        "text.alignment": (config.text.alignment, ["right"]),
+        "text.context_length": (config.text.context_length, [CONTEXT_LENGTH]),
+    }
+    settings = {**(image if tower != "text" else {}), **(text if tower != "image" else {})}
+    faults = [
+        f"model.{key} is {_shown(found)}; train with {' or '.join(map(_shown, expressible))}"
+        for key, (found, expressible) in settings.items()
+        if found not in expressible
     ]
+    if tower != "image" and tokenizer.form != "siglip2":
+        faults.append(
+            f"tokenizer is of the form {tokenizer.form}; train with one from `navit-clip tokenizer train`"
+        )
+    return faults
 
 
 def siglip2_config(config: ClipConfig) -> Siglip2Config:
@@ -230,7 +238,5 @@ def _tower_settings(config: Siglip2VisionConfig | Siglip2TextConfig) -> dict[str
     }
 
 
-def _shown(setting: object) -> str:
-    if isinstance(setting, tuple):
-        return " or ".join(map(str, setting))
+def _shown(setting: str | bool | int) -> str:
     return str(setting).lower() if isinstance(setting, bool) else str(setting)

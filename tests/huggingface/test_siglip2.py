@@ -158,16 +158,19 @@ def test_everything_that_siglip2_lacks_is_listed():
     )
     faults = inexpressible(config, load_tokenizer("open_clip"))
     assert [fault.split(" is ")[0] for fault in faults] == [
-        "image.qk_norm",
-        "image.position.kind",
-        "text.qk_norm",
-        "text.causal",
-        "text.pooling",
-        "text.alignment",
-        "text.context_length",
+        "model.image.qk_norm",
+        "model.image.position.kind",
+        "model.text.qk_norm",
+        "model.text.causal",
+        "model.text.pooling",
+        "model.text.alignment",
+        "model.text.context_length",
         "tokenizer",
     ]
-    assert faults[1] == "image.position.kind is absolute; train with fractional or grid"
+    assert faults[1] == "model.image.position.kind is absolute; train with fractional or grid"
+    assert faults[2] == "model.text.qk_norm is true; train with false"
+    assert inexpressible(config, load_tokenizer("open_clip"), tower="image") == faults[:2]
+    assert inexpressible(config, load_tokenizer("open_clip"), tower="text") == faults[2:]
 
 
 def test_nothing_is_lacking_in_the_default_model():

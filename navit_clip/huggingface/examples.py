@@ -1,0 +1,96 @@
+"""Pictures and captions that an export is verified on: the user's own where there are any.
+
+The captions always include awkward ones: odd Unicode, white space, special tokens written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from omegaconf import OmegaConf
+
+from navit_clip.data.images import decode_image
+from navit_clip.data.samples import IMAGE_EXTENSIONS, read_samples
+from navit_clip.errors import DataError, ExportError, SampleError
+
+Picture = UInt8[np.ndarray, "_ _ 3"]
+
+MAX_IMAGES = 20
+MAX_CAPTIONS = 100
+GENERATED_SIZES = ((64, 64), (48, 200), (300, 90), (17, 23), (480, 640), (224, 224), (333, 500), (129, 65))
+CAPTIONS = (
+    *("a photo of a dog.", "A red SQUARE, and 12 blue ones!", "", "  two  spaces ", "tab\tnew\nline", "▁ ▁▁"),
+    *("<eos>", "a <pad> in the <mask>", "<0x41>", "İstanbul", "naïve café", "日本語 テキスト", "👩‍👩‍👧 🐕"),
+    "a caption that is longer than the context length " * 10,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What to verify on."""
+
+    images: list[Picture]
+    captions: list[str]
+    source: str
+    """Where the images are from, for people."""
+
+
+def find_examples(images: str | None, run: Path) -> Examples:
+    """Up to 20 images and 100 captions.
+
+    Args:
+        images: a folder of images or a pattern of shards; without one, the shards that the run was trained
+            on, as its config.yaml names them, or where these are gone, generated images.
+        run: the folder that was given to be exported.
+
+    Raises:
+        ExportError: there are no images where the user says.
+    """
+    if images is not None:
+        return _given(images)
+    config = run / "config.yaml"
+    if config.exists():
+        data = OmegaConf.load(config)
+        shards, key = list(OmegaConf.select(data, "data.shards")), OmegaConf.select(data, "data.caption_key")
+        try:
+            samples = list(islice(read_samples(shards, key), MAX_CAPTIONS))
+        except DataError:
+            pass  # the data has moved since; generated images, and the report says so
+        else:
+            found = _decoded(sample.image for sample in samples)
+            captions = [caption for sample in samples for caption in sample.captions]
+            return Examples(found, [*CAPTIONS, *captions][:MAX_CAPTIONS], "of the run's training shards")
+    noise = np.random.default_rng(0)
+    generated = [noise.integers(0, 256, (*size, 3), dtype=np.uint8) for size in GENERATED_SIZES]
+    return Examples(generated, list(CAPTIONS), "of generated noise (name real ones with --images)")
+
+
+def _given(images: str) -> Examples:
+    folder = Path(images)
+    files = [path for path in sorted(folder.glob("**/*")) if path.suffix.lower()[1:] in IMAGE_EXTENSIONS]
+    encoded = (
+        (path.read_bytes() for path in files)
+        if files
+        else (sample.image for sample in read_samples([images]))
+    )
+    found = _decoded(encoded)
+    if not found:
+        raise ExportError(f"--images {images}: found no image that can be decoded")
+    return Examples(found, list(CAPTIONS), f"from {images}")
+
+
+def _decoded(encoded: Iterable[bytes]) -> list[Picture]:
+    return list(islice(_pictures(encoded), MAX_IMAGES))
+
+
+def _pictures(encoded: Iterable[bytes]) -> Iterator[Picture]:
+    for data in encoded:
+        try:
+            yield decode_image(data)
+        except SampleError:
+            continue  # a bad image verifies nothing; training and evaluation count and report it

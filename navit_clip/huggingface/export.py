@@ -1,0 +1,112 @@
+"""`navit-clip export`: a trained model -> a folder for transformers, verified before it is there."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from transformers.utils import logging as transformers_logging
+
+from navit_clip.errors import ConfigError
+from navit_clip.huggingface.examples import Examples, find_examples
+from navit_clip.huggingface.folder import write_siglip2
+from navit_clip.huggingface.model_card import model_card
+from navit_clip.huggingface.siglip2 import TowerName
+from navit_clip.huggingface.verification import Verification, verify
+from navit_clip.weights import LoadedModel, load_model, resolve_model_folder, whole_folder
+
+TOKENS_PER_IMAGE = 256
+"""SigLIP 2's default, where neither the command line nor the run's evaluation says another."""
+
+
+def main(argv: list[str]) -> int:
+    """Exports, verifies, and says what was compared."""
+    arguments = _parser().parse_args(argv)
+    if arguments.tokens_per_image is not None and arguments.tokens_per_image < 1:
+        raise ConfigError(f"--tokens-per-image: expected at least 1, found {arguments.tokens_per_image}")
+    loaded = load_model(resolve_model_folder(arguments.run))
+    examples = find_examples(arguments.images, arguments.run)
+    tokens_per_image = arguments.tokens_per_image or _evaluated_tokens(arguments.run)
+    with _quiet_transformers():
+        verification = export(loaded, arguments.folder, arguments.tower, examples, tokens_per_image)
+    print(f"{arguments.folder}: reloaded with transformers and compared with the trained model")
+    if arguments.tower != "text":
+        print(
+            f"  {verification.num_images} images {examples.source}: "
+            f"unit vectors at most {verification.image_difference:.1e} apart"
+        )
+    if arguments.tower != "image":
+        print(
+            f"  {verification.num_captions} captions: equal token ids, "
+            f"unit vectors at most {verification.caption_difference:.1e} apart"
+        )
+    return 0
+
+
+def export(
+    loaded: LoadedModel, folder: Path, tower: TowerName, examples: Examples, tokens_per_image: int
+) -> Verification:
+    """Writes a Siglip2 folder, which is there only once it is verified; an earlier export is replaced.
+
+    Args:
+        loaded: the model and its tokenizer.
+        folder: where to.
+        tower: which part of it.
+        examples: what to verify on.
+        tokens_per_image: how many patches the folder's image processor cuts an image into at most.
+
+    Raises:
+        ExportError: SigLIP 2 cannot express the model, or what was exported is not the trained model.
+        CheckpointError: something other than an earlier export is in the way.
+    """
+    with whole_folder(folder, marker="config.json") as partial:
+        write_siglip2(loaded, partial, tower, tokens_per_image)
+        verification = verify(loaded, partial, tower, examples.images, examples.captions, tokens_per_image)
+        card = model_card(loaded.model.config, tower, folder.name, tokens_per_image, verification)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    return verification
+
+
+def _evaluated_tokens(run: Path) -> int:
+    """How many patches the run's own evaluations gave an image."""
+    config = run / "config.yaml"
+    key = "evaluation.tokens_per_image"
+    found = OmegaConf.select(OmegaConf.load(config), key) if config.exists() else None
+    return found or TOKENS_PER_IMAGE
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars, and no warnings about defaults that a config does not use."""
+    verbosity = transformers_logging.get_verbosity()
+    bars_were_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars_were_shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="navit-clip export", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run, a checkpoint or a model folder")
+    parser.add_argument("folder", type=Path, help="folder to write; an earlier export there is replaced")
+    parser.add_argument(
+        "--tower", choices=["both", "image", "text"], default="both", help="what to export (both)"
+    )
+    parser.add_argument(
+        "--images",
+        help="images to verify on: a folder of images or a pattern of shards (the run's training shards)",
+    )
+    parser.add_argument(
+        "--tokens-per-image",
+        type=int,
+        help="patches that the image processor cuts an image into at most (as the run was evaluated, or 256)",
+    )
+    return parser

@@ -1,0 +1,134 @@
+"""An exported folder against the model that it came from, opened as a user of transformers would open it.
+
+Images go through both preprocessings, ours and the folder's, as the same RGB pixels. Images whose grid is
+one column wide are left out: torch's CPU resize gives `Siglip2Model` wrong position embeddings there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, Siglip2TextModel
+
+from navit_clip.batch import Captions, PackedImages, caption_identity
+from navit_clip.data.patches import cut_patches
+from navit_clip.data.resize import grid_for
+from navit_clip.errors import ExportError
+from navit_clip.huggingface.siglip2 import CONTEXT_LENGTH, TowerName
+from navit_clip.weights import LoadedModel
+
+BOUND = 1e-5
+"""Largest difference between two values of unit vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How far the exported model is from ours, at most."""
+
+    num_images: int
+    image_difference: float
+    num_captions: int
+    caption_difference: float
+
+
+def verify(
+    loaded: LoadedModel,
+    folder: Path,
+    tower: TowerName,
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    captions: Sequence[str],
+    tokens_per_image: int,
+) -> Verification:
+    """Reloads the folder and compares scalars, token ids and embeddings, on the CPU in float32.
+
+    Raises:
+        ExportError: they differ.
+    """
+    image_difference = caption_difference = 0.0
+    model = _reload(folder, tower)
+    if tower == "both":
+        _compare_scalars(loaded, model)
+    if tower == "text":
+        images = []
+    else:
+        patch_size = loaded.model.config.image.patch_size
+        images = [image for image in images if not _one_column(image, patch_size, tokens_per_image)]
+        image_difference = _compare_images(loaded, model, folder, images, tokens_per_image)
+    if tower == "image":
+        captions = []
+    else:
+        caption_difference = _compare_captions(loaded, model, folder, tower, captions)
+    return Verification(len(images), image_difference, len(captions), caption_difference)
+
+
+def _reload(folder: Path, tower: TowerName) -> Any:
+    # AutoModel knows the pair and the image tower, but not the text tower.
+    return (Siglip2TextModel if tower == "text" else AutoModel).from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def _compare_images(loaded, model, folder, images, tokens_per_image) -> float:
+    processor = AutoProcessor.from_pretrained(folder)
+    vision_model = getattr(model, "vision_model", model)
+    patch_size = loaded.model.config.image.patch_size
+    theirs = [
+        vision_model(**processor(images=Image.fromarray(image), return_tensors="pt")).pooler_output
+        for image in images
+    ]
+    packed = PackedImages.pack([cut_patches(image, patch_size, tokens_per_image) for image in images])
+    return _difference("image", loaded.model.encode_images(packed), torch.cat(theirs))
+
+
+@torch.no_grad()
+def _compare_captions(loaded, model, folder, tower, captions) -> float:
+    if tower == "both":
+        inputs = AutoProcessor.from_pretrained(folder)(text=list(captions), return_tensors="pt")
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        settings = {"padding": "max_length", "truncation": True, "max_length": CONTEXT_LENGTH}
+        inputs = tokenizer(list(captions), **settings, return_tensors="pt")
+    ids = loaded.tokenizer.encode(captions, CONTEXT_LENGTH)
+    for caption, ours, padded, mask in zip(
+        captions, ids, inputs["input_ids"], inputs["attention_mask"], strict=True
+    ):
+        theirs = padded[mask.bool()].tolist()
+        if theirs != ours or not bool(mask[-1]):
+            raise ExportError(f"the exported tokenizer reads {caption!r} as {theirs}, expected {ours}")
+    text_model = getattr(model, "text_model", model)
+    packed = Captions.pack(ids, [caption_identity(caption) for caption in captions])
+    return _difference("caption", loaded.model.encode_captions(packed), text_model(**inputs).pooler_output)
+
+
+def _compare_scalars(loaded, model) -> None:
+    for name in ("logit_scale", "logit_bias"):
+        ours, theirs = getattr(loaded.model, name).item(), getattr(model, name).item()
+        if theirs != ours:
+            raise ExportError(
+                f"the exported model is not the trained one: its {name} is {theirs}, not {ours}"
+            )
+
+
+def _difference(kind: str, ours: Float[Tensor, "vectors dim"], pooled: Float[Tensor, "vectors dim"]) -> float:
+    differences = (F.normalize(pooled, dim=-1) - ours).abs().amax(dim=-1)
+    worst = int(differences.argmax())
+    if not bool((differences <= BOUND).all()):  # a NaN is not within the bound either
+        raise ExportError(
+            f"the exported model is not the trained one: the embedding of {kind} {worst} differs by "
+            f"{differences[worst]:.1e}, expected at most {BOUND:.0e}"
+        )
+    return float(differences[worst])
+
+
+def _one_column(image: UInt8[np.ndarray, "height width 3"], patch_size: int, tokens_per_image: int) -> bool:
+    height, width, _ = image.shape
+    rows, columns = grid_for(height, width, patch_size, tokens_per_image)
+    return rows > 1 and columns == 1
