@@ -79,7 +79,8 @@ class ImagePacks(Dataset[ImagePack]):
     def rounds(self, num_workers: int) -> Iterator[ImagePack]:
         """This rank's packs in order, then empty ones: as many in all on every rank."""
         # A generator of its own: a DataLoader without one draws a seed from the global state.
-        yield from DataLoader(self, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+        workers = min(num_workers, len(self))
+        yield from DataLoader(self, batch_size=None, num_workers=workers, generator=torch.Generator())
         yield from [ImagePack()] * (self._num_rounds - len(self))
 
     def placeholder(self) -> PackedImages:

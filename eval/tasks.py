@@ -211,7 +211,7 @@ def _class_notes(names: Sequence[str], counts: Sequence[int]) -> list[str]:
     if empty := counts.count(0):
         notes.append(f"{empty} of {len(names)} classes have no image")
     largest = max(range(len(counts)), key=counts.__getitem__)
-    notes.append(f"always answering {names[largest]!r} would score acc1 {counts[largest] / sum(counts):.4f}")
+    notes.append(f"always answering {names[largest]!r} would score acc1 {counts[largest] / sum(counts):.1%}")
     return notes
 
 

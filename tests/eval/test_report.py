@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from eval.figures import MOST_POINTS, QUANTITIES, draw_curves
+from eval.report import build_report, main
+from eval.tasks import EvalConfig, TaskConfig, evaluate
+from navit_clip.distributed import World
+from navit_clip.errors import DataError
+from tests.eval_builders import ByteTokenizer, small_model, write_labelled
+
+
+def train_row(step: int) -> dict:
+    values = {quantity.key: 0.9 + 0.01 * step for quantity in QUANTITIES}
+    return {"kind": "train", "step": step, "pairs": 48 * step, **values}
+
+
+def eval_row(step: int) -> dict:
+    metrics = {"image_retrieval_recall@10": 0.1 * step, "text_retrieval_recall@10": 0.05}
+    at = {"kind": "eval", "step": step, "pairs": 48 * step}
+    task = {"dataset": "stamps", "task": "zeroshot_retrieval"}
+    return {**at, **task, "metrics": metrics, "chance": dict.fromkeys(metrics, 0.02)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with every file that the report reads."""
+    shard = write_labelled(tmp_path / "images <1>.tar", [0, 1, 2, 0, 1, 4, 5, 6])
+    task = TaskConfig(dataset="pictures & more", dataset_root=shard, task="zeroshot_retrieval")
+    config = EvalConfig(tasks=[task], tokens_per_image=9, token_budget=64, num_workers=0)
+    alone = World(rank=0, size=1, device=torch.device("cpu"))
+    (result,) = evaluate(small_model(), ByteTokenizer(), config, alone)
+    folder = tmp_path / "a <run>"
+    (folder / "eval").mkdir(parents=True)
+    (folder / "eval" / "pictures.json").write_text(json.dumps(result.as_json("run", "step")))
+    rows = [
+        train_row(1),
+        train_row(2),
+        {"kind": "validation", "step": 2, "pairs": 96, "loss": 3.0, "skipped": 0},
+    ]
+    rows += [eval_row(1), eval_row(2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.yaml").write_text("model: <small>\n")
+    return folder
+
+
+class Balance(HTMLParser):
+    """Collects references, and notices tags that are closed out of order."""
+
+    void = ("meta", "img", "br", "link")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.references = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.references += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.references += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_needs_no_other_file(run):
+    assert main([str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert all(reference.startswith(("data:image/", "#")) for reference in parser.references)
+    assert "url(http" not in page
+    assert "$" not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
+
+
+def test_page_shows_scores_curves_and_pictures(run):
+    page = build_report(run)
+    assert "<h1>a &lt;run&gt;</h1>" in page
+    assert "pictures &amp; more" in page
+    assert "model: &lt;small&gt;" in page
+    for title in ("Training loss", "Validation loss", "Batch fill", "stamps, zeroshot_retrieval"):
+        assert f'aria-label="{title}"' in page
+    record = json.loads((run / "eval" / "pictures.json").read_text())
+    assert page.count('class="right"') == len(record["examples"]) == 12
+    missed = sum(example["rank"] >= 5 for example in record["examples"])
+    assert page.count("<img") == 12 * 5 + missed
+
+
+def test_what_a_run_does_not_have_yet_is_left_out(run):
+    (run / "eval" / "pictures.json").unlink()
+    (run / "config.yaml").unlink()
+    page = build_report(run)
+    assert "Scores beside chance" not in page
+    assert "Training loss" in page
+
+
+def test_pictures_that_are_gone_are_said_to_be(run):
+    next(run.parent.glob("*.tar")).unlink()
+    assert "The pictures cannot be shown: no shard matches" in build_report(run)
+
+
+def test_no_run_and_broken_files(tmp_path, run):
+    with pytest.raises(DataError, match="not a run folder"):
+        build_report(tmp_path)
+    (run / "metrics.jsonl").write_text('{"kind": "train"')
+    with pytest.raises(DataError, match=r"metrics\.jsonl: not readable as JSON"):
+        build_report(run)
+
+
+def test_curves_are_svg_in_the_pages_colours():
+    drawings = draw_curves([train_row(step) for step in range(1, 4 * MOST_POINTS)])
+    assert [drawing.title for drawing in drawings] == [quantity.title for quantity in QUANTITIES]
+    for drawing in drawings:
+        ElementTree.fromstring(drawing.svg)
+        assert set(re.findall(r"(?:stroke|fill): ([^;\"]+)", drawing.svg)) <= {
+            "none",
+            "var(--ink)",
+            "var(--faint)",
+            "var(--series-0)",
+        }
+        assert len(drawing.svg) < 60_000
+    assert draw_curves([train_row(1), train_row(2)]) == draw_curves([train_row(1), train_row(2)])
