@@ -151,6 +151,8 @@ class TrainLoader:
             num_workers=num_workers,
             prefetch_factor=self._config.prefetch if num_workers else None,
             pin_memory=torch.cuda.is_available(),
+            # DataLoader draws a seed that nothing here uses: not from the generator that training draws from.
+            generator=torch.Generator(),
         )
 
 

@@ -136,24 +136,29 @@ def _index(file: BinaryIO) -> list[Entry]:
 
 
 def _members(file: BinaryIO) -> tuple[list[tuple[str, Member]], tuple[str, str] | None]:
-    """The (key, member) of each whole file in a tar, and what is wrong with the tar's end, if anything."""
+    """The (key, member) of each whole file in a tar, and what is wrong with the tar, if anything."""
     size = os.fstat(file.fileno()).st_size
-    members = []
+    members: list[tuple[str, Member]] = []
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (header := tar.next()) is not None:
-                if header.isreg() and header.offset_data + header.size <= size:
-                    key, extension = _split(header.name)
-                    if extension:
-                        members.append((key, Member(extension, header.offset_data, header.size)))
-            end = tar.offset
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (the file is the caller's to close)
     except tarfile.ReadError as error:
-        if not members:
-            return [], ("unreadable shard", f"not an uncompressed tar: {error}")
+        return members, ("unreadable shard", f"not an uncompressed tar: {error}")
+    try:
+        while (header := tar.next()) is not None:
+            key, extension = _split(header.name)
+            if header.offset_data + header.size > size:
+                while members and members[-1][0] == key:
+                    members.pop()  # The rest of its sample: that one is not whole.
+            elif header.isreg() and extension:
+                members.append((key, Member(extension, header.offset_data, header.size)))
+    except tarfile.ReadError as error:
         return members, ("truncated shard", f"cut off at byte {size}: {error}")
     # tarfile takes a broken header after the first for the end; the true end is marked by a block of zeros.
-    if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-        return members, ("truncated shard", f"no end mark and no readable header at byte {end} of {size}")
+    if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
+        return members, (
+            "truncated shard",
+            f"no end mark and no readable header at byte {tar.offset} of {size}",
+        )
     return members, None
 
 

@@ -1,0 +1,321 @@
+"""Every good sample comes once an epoch, drawn alike in all settings; a stream goes on byte for byte."""
+
+import json
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from navit_clip.batch import caption_identity, lengths_of
+from navit_clip.config import build_config
+from navit_clip.data.dealing import deal_again
+from navit_clip.data.draws import DropConfig, ResolutionConfig
+from navit_clip.data.loader import TrainLoader
+from navit_clip.data.stream import DataConfig
+from navit_clip.errors import CheckpointError, ConfigError, DataError
+from tests.data_builders import encode_image, noise_picture, pair, small_tokenizer, write_pairs, write_shard
+
+PATCH = 8
+NUM_PAIRS = 33
+SETTINGS = [(ranks, workers) for ranks in (1, 2, 3) for workers in (0, 1, 2)]
+
+
+def config(shards, **changes):
+    settings = {
+        "shards": list(shards),
+        "templates": ["{}", "a photo of {}"],
+        "resolution": ResolutionConfig(min_side=40, max_side=80),
+        "drop": DropConfig(rate=0.25),
+        "tokens_per_batch": 256,
+        "lookahead": 3,
+        "blocks_per_shard": 3,
+        "shuffle_window": 2,
+        "num_workers": 0,
+    }
+    return DataConfig(**{**settings, **changes})
+
+
+def loader(shards, rank=0, world_size=1, seed=0, **changes):
+    return TrainLoader(config(shards, **changes), small_tokenizer(), PATCH, 16, seed, rank, world_size)
+
+
+def pairs_of(batch):
+    """(key, everything that was drawn for it) of each pair, the draw as bytes."""
+    images, captions = batch.images, batch.captions
+    pixels = images.patches.split(lengths_of(images.offsets))
+    positions = images.position.split(lengths_of(images.offsets))
+    ids = captions.ids.split(lengths_of(captions.offsets))
+    for i, key in enumerate(batch.keys):
+        drawn = (images.grid[i], positions[i], pixels[i], ids[i])
+        yield key, b"|".join(part.numpy().tobytes() for part in drawn)
+
+
+def bytes_of(batch):
+    return [*pairs_of(batch), batch.captions.identity.tolist(), batch.images.offsets.tolist()]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("shards"), [14, 1, 18])
+
+
+@pytest.fixture(scope="module")
+def draws(shards):
+    """For each pair and its draw, the epoch that it belongs to, from one uninterrupted stream."""
+    epochs, seen = {}, Counter()
+    for batch in islice(loader(shards), 40):
+        for key, drawn in pairs_of(batch):
+            epochs[key, drawn] = seen[key]
+            seen[key] += 1
+    assert len(seen) == NUM_PAIRS
+    assert min(seen.values()) >= 3
+    return epochs
+
+
+@pytest.mark.parametrize(("ranks", "workers"), SETTINGS)
+def test_every_pair_once_an_epoch_with_the_same_draws(shards, draws, ranks, workers):
+    seen = Counter()
+    for rank in range(ranks):
+        batches = loader(shards, rank, ranks, num_workers=workers)
+        for batch in batches:
+            assert batch.images.num_tokens <= 256
+            seen.update(pairs_of(batch))
+            if batches.epoch >= 4:
+                break
+    assert set(seen.values()) == {1}, "no draw comes twice"
+    first = Counter(key for key, drawn in seen if draws.get((key, drawn)) == 0)
+    second = Counter(key for key, drawn in seen if draws.get((key, drawn)) == 1)
+    assert len(first) == len(second) == NUM_PAIRS
+    assert set(first.values()) == set(second.values()) == {1}
+
+
+def test_seeds_differ(shards):
+    first, second = (next(iter(loader(shards, seed=seed))) for seed in (0, 1))
+    assert bytes_of(first) != bytes_of(second)
+
+
+def test_a_batch_holds_what_its_samples_say(shards):
+    batch = next(iter(loader(shards, templates=["{}"], drop=DropConfig(rate=0.5))))
+    grids, lengths = batch.images.grid.tolist(), lengths_of(batch.images.offsets)
+    assert lengths == [max(1, round(rows * columns * 0.5)) for rows, columns in grids]
+    assert lengths == sorted(lengths, reverse=True)
+    numbers = [int(key.removeprefix("shard-").split("sample")[1]) for key in batch.keys]
+    captions = [f"picture number {number}" for number in numbers]
+    assert batch.captions.identity.tolist() == [caption_identity(caption) for caption in captions]
+    assert [ids.tolist() for ids in batch.captions.ids.split(lengths_of(batch.captions.offsets))] == (
+        small_tokenizer().encode(captions, 16)
+    )
+
+
+def test_identity_is_of_the_caption_and_not_of_its_template(tmp_path):
+    write_shard(tmp_path / "s.tar", [pair(f"x{number}", number, "cat") for number in range(20)])
+    batch = next(iter(loader([str(tmp_path)], templates=["a {}", "one {}", "{}"])))
+    assert set(batch.captions.identity.tolist()) == {caption_identity("cat")}
+    assert (
+        len({tuple(ids.tolist()) for ids in batch.captions.ids.split(lengths_of(batch.captions.offsets))}) > 1
+    )
+
+
+@pytest.mark.parametrize(("workers", "stop"), [(0, 0), (0, 1), (0, 4), (0, 9), (1, 3), (2, 0), (2, 5)])
+def test_a_stream_goes_on_byte_for_byte(shards, workers, stop):
+    whole = loader(shards, num_workers=workers)
+    stopped = loader(shards, num_workers=workers)
+    expected = [bytes_of(batch) for batch in islice(whole, stop + 8)]
+    for _ in islice(stopped, stop):
+        pass
+    resumed = loader(shards, num_workers=workers)
+    resumed.load_state(json.loads(json.dumps(stopped.state())))
+    assert resumed.counts == stopped.counts
+    assert [bytes_of(batch) for batch in islice(resumed, 8)] == expected[stop:]
+    assert resumed.state() == whole.state()
+    assert resumed.epoch == whole.epoch
+
+
+def test_random_numbers_of_others_are_left_alone(shards):
+    torch.manual_seed(0)
+    expected = torch.rand(3).tolist()
+    torch.manual_seed(0)
+    next(iter(loader(shards, num_workers=1)))
+    assert torch.rand(3).tolist() == expected
+
+
+def test_iterating_again_goes_on(shards):
+    whole, twice = loader(shards), loader(shards)
+    expected = [bytes_of(batch) for batch in islice(whole, 6)]
+    assert [bytes_of(batch) for _ in range(2) for batch in islice(twice, 3)] == expected
+
+
+@pytest.mark.parametrize(
+    ("old_ranks", "old_workers", "ranks", "workers"),
+    [(2, 0, 1, 0), (2, 0, 3, 0), (1, 2, 3, 0), (2, 0, 2, 2), (1, 2, 1, 0)],
+)
+def test_dealt_again_nothing_is_lost_or_seen_twice(shards, draws, old_ranks, old_workers, ranks, workers):
+    seen, states = Counter(), []
+    for rank in range(old_ranks):
+        # One rank is ahead of the other, as happens to packed batches of uneven size.
+        old = loader(shards, rank, old_ranks, num_workers=old_workers)
+        for batch in islice(old, 3 + rank):
+            seen.update(pairs_of(batch))
+        states.append(old.state())
+    used = seen.total()
+    dealt = deal_again(json.loads(json.dumps(states)), ranks, workers)
+    totals = Counter()
+    for rank in range(ranks):
+        new = loader(shards, rank, ranks, num_workers=workers)
+        new.load_state(dealt[rank])
+        totals["used"] += new.counts.used
+        for batch in new:
+            seen.update(pairs_of(batch))
+            if new.epoch >= 4:
+                break
+    assert totals["used"] == used
+    assert set(seen.values()) == {1}
+    epochs = Counter(draws[pair] for pair in seen if pair in draws)
+    assert epochs[0] == epochs[1] == NUM_PAIRS
+
+
+def test_a_state_must_fit(shards, tmp_path):
+    state = loader(shards).state()
+    with pytest.raises(CheckpointError, match="world_size 1, this run has 2"):
+        loader(shards, 0, 2).load_state(state)
+    with pytest.raises(CheckpointError, match=r"num_workers 1, this run has 2.*deal_again"):
+        loader(shards, num_workers=2).load_state(state)
+    with pytest.raises(CheckpointError, match="rank 0, this run has 1"):
+        loader(shards, 1, 2).load_state(loader(shards, 0, 2).state())
+    for other in (loader(shards[:2]), loader(shards, seed=1), loader(shards, blocks_per_shard=4)):
+        with pytest.raises(CheckpointError, match="other shards, another seed or another blocks_per_shard"):
+            other.load_state(state)
+    with pytest.raises(CheckpointError, match=r"states of all ranks of one run, found those of \[0\]"):
+        deal_again([loader(shards, 0, 2).state()], 1, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_are_counted_and_skipped(tmp_path, workers):
+    bad = [
+        {"__key__": "corrupt", "jpg": encode_image(noise_picture(40, 40), "jpg")[:300], "txt": "a"},
+        {"__key__": "not-an-image", "jpg": b"text", "txt": "a"},
+        {"__key__": "empty-caption", "png": encode_image(noise_picture(9, 9)), "txt": "\n"},
+        {"__key__": "no-caption", "png": encode_image(noise_picture(9, 9))},
+        {"__key__": "no-image", "txt": "a"},
+    ]
+    good = [pair(f"good{number}", number) for number in range(15)]
+    write_shard(tmp_path / "0.tar", good[:7] + bad + good[7:])
+    write_shard(tmp_path / "1.tar", good)
+    whole = (tmp_path / "1.tar").read_bytes()
+    (tmp_path / "1.tar").write_bytes(whole[: len(whole) // 2])
+    batches = loader([str(tmp_path)], num_workers=workers)
+    keys = Counter()
+    for batch in batches:
+        keys.update(batch.keys)
+        if batches.epoch > 2.2:
+            break
+    assert {key for key in keys if key.startswith("0/")} == {f"0/good{number}" for number in range(15)}
+    counts = batches.counts
+    assert set(counts.skipped) == {
+        "undecodable image", "empty caption", "no caption", "no image", "truncated shard"
+    }  # fmt: skip
+    # Two epochs are behind us, and the third may have met some of them too.
+    assert 4 <= counts.skipped["undecodable image"] <= 6
+    assert all(2 <= counts.skipped[cause] <= 3 for cause in ("no image", "truncated shard"))
+    assert counts.used == keys.total()
+    waiting = sum(len(worker["waiting"]) for worker in batches.state()["workers"])
+    assert counts.read == counts.used + waiting + sum(counts.skipped.values())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_where_every_sample_is_bad_it_ends(tmp_path, workers, ranks):
+    write_shard(tmp_path / "s.tar", [{"__key__": f"x{n}", "jpg": b"bad", "txt": "a"} for n in range(5)])
+    (tmp_path / "t.tar").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        next(iter(loader([str(tmp_path)], ranks - 1, ranks, num_workers=workers)))
+    message = str(caught.value)
+    assert message.startswith("every sample of the shards is bad;")
+    assert "undecodable image: " in message
+    assert "(first s/x" in message
+    assert "unreadable shard: " in message
+    assert "Traceback" not in message
+
+
+def test_one_good_sample_among_bad_ones_is_enough(tmp_path):
+    bad = [{"__key__": f"x{n}", "jpg": b"bad", "txt": "a"} for n in range(30)]
+    write_shard(tmp_path / "s.tar", [*bad, pair("good", 0)])
+    batches = loader([str(tmp_path)], resolution=ResolutionConfig(min_side=80, max_side=80))
+    for batch in islice(batches, 3):
+        assert set(batch.keys) == {"s/good"}
+
+
+def test_a_run_of_faults_ends_it(tmp_path):
+    bad = [{"__key__": f"x{n}", "jpg": b"bad", "txt": "a"} for n in range(30)]
+    write_shard(tmp_path / "s.tar", [*bad, pair("good", 0)])
+    with pytest.raises(DataError, match=r"10 bad samples in a row; 1\d+ skipped: undecodable image"):
+        for _ in islice(loader([str(tmp_path)], max_consecutive_faults=10), 100):
+            pass
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_worker_without_a_good_block_of_its_own_still_goes_on(tmp_path, workers):
+    """One pair, three ranks: each gets it in some epoch, and none hangs."""
+    (shard,) = write_pairs(tmp_path, [1])
+    for rank in range(3):
+        batches = loader([shard], rank, 3, num_workers=workers, blocks_per_shard=2)
+        assert [set(batch.keys) for batch in islice(batches, 2)] == [{"shard-000/sample00000"}] * 2
+
+
+def test_a_shard_that_vanishes_is_an_error_in_the_main_process(tmp_path):
+    shards = write_pairs(tmp_path, [3, 3])
+    batches = loader(shards, num_workers=1)
+    for path in shards:
+        (tmp_path / path).unlink()
+    with pytest.raises(DataError, match=r"^shard .* cannot be read: No such file"):
+        next(iter(batches))
+
+
+def test_batches_are_well_filled(tmp_path):
+    shards = write_pairs(tmp_path, [120])
+    batches = loader(shards, lookahead=32, tokens_per_batch=512, drop=DropConfig(), blocks_per_shard=8)
+    fill = [batch.images.num_tokens / 512 for batch in islice(batches, 12)]
+    assert np.mean(fill) > 0.98
+    assert max(fill) <= 1
+
+
+def test_a_budget_smaller_than_an_image_is_an_error(shards):
+    with pytest.raises(ConfigError, match=r"tokens_per_batch: 74 is less than the 75 patches .*max_side 80"):
+        loader(shards, tokens_per_batch=74)
+    loader(shards, tokens_per_batch=75)
+
+
+def test_no_shard_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no shard matches"):
+        loader([f"{tmp_path}/*.tar"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("caption_key", "caption"),
+        ("templates", []),
+        ("templates", ["no place"]),
+        ("tokens_per_batch", 0),
+        ("lookahead", 0),
+        ("blocks_per_shard", 0),
+        ("shuffle_window", 0),
+        ("max_consecutive_faults", 0),
+        ("num_workers", -1),
+        ("prefetch", 0),
+    ],
+)
+def test_impossible_settings_are_named(field, value):
+    with pytest.raises(ConfigError, match=field.removesuffix("s")):
+        config(["x.tar"], **{field: value})
+
+
+def test_the_config_is_built_from_plain_data():
+    tree = {"shards": ["a.tar"], "resolution": {"max_side": 128}, "drop": {"rate": 0.5}}
+    built = build_config(DataConfig, tree, where="here")
+    assert built.resolution == ResolutionConfig(max_side=128)
+    assert built.templates == ["{}"]
+    with pytest.raises(ConfigError, match=r"unknown key resolution\.max_sid; did you mean max_side"):
+        build_config(DataConfig, {"resolution": {"max_sid": 1}}, where="here")
