@@ -93,7 +93,7 @@ def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
 
 
 def load_model(folder: Path) -> LoadedModel:
-    """Reads a model folder; the model is on the CPU, in evaluation mode.
+    """Reads a model folder; the model is on the CPU, in float32, in evaluation mode.
 
     Raises:
         CheckpointError: a file is missing or unreadable, or the weights are not those that the config
@@ -114,7 +114,7 @@ def load_model(folder: Path) -> LoadedModel:
     with torch.device("meta"):  # no memory and no random draws for weights that are replaced at once
         model = NavitClip(config)
     check_weights(weights, model.state_dict(), where=str(folder / WEIGHTS_FILE))
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
     return LoadedModel(model.eval(), tokenizer)
 
 

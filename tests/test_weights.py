@@ -50,6 +50,12 @@ def test_what_was_saved_is_loaded(tmp_path, tokenizer):
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in loaded.model.parameters())
 
 
+def test_half_precision_weights_are_loaded_in_full(tmp_path, tokenizer):
+    save_model(small_model().bfloat16(), tokenizer, tmp_path / "model")
+    loaded = load_model(tmp_path / "model").model
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
 def test_loading_draws_no_random_numbers(folder):
     torch.manual_seed(5)
     load_model(folder)

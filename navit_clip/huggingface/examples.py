@@ -44,8 +44,8 @@ def find_examples(images: str | None, run: Path) -> Examples:
     """Up to 20 images and 100 captions.
 
     Args:
-        images: a folder of images or a pattern of shards; without one, the shards that the run was trained
-            on, as its config.yaml names them, or where these are gone, generated images.
+        images: a folder of images or a pattern of shards; without one, the shards that the run's own
+            config.yaml names, or where there are none, generated images.
         run: the folder that was given to be exported.
 
     Raises:
@@ -53,18 +53,28 @@ def find_examples(images: str | None, run: Path) -> Examples:
     """
     if images is not None:
         return _given(images)
-    config = run / "config.yaml"
-    if config.exists():
-        data = OmegaConf.load(config)
-        shards, key = list(OmegaConf.select(data, "data.shards")), OmegaConf.select(data, "data.caption_key")
+    return _of_run(run) or _generated()
+
+
+def _of_run(run: Path) -> Examples | None:
+    """Of the shards that the run's config names: those it was validated on, else those it was trained on."""
+    if not (run / "config.yaml").exists():
+        return None
+    config = OmegaConf.load(run / "config.yaml")
+    for use, section in (("validation", "validation.data"), ("training", "data")):
+        shards = list(OmegaConf.select(config, f"{section}.shards") or [])
+        caption_key = OmegaConf.select(config, f"{section}.caption_key")
         try:
-            samples = list(islice(read_samples(shards, key), MAX_CAPTIONS))
+            samples = list(islice(read_samples(shards, caption_key), MAX_CAPTIONS))
         except DataError:
-            pass  # the data has moved since; generated images, and the report says so
-        else:
-            found = _decoded(sample.image for sample in samples)
-            captions = [caption for sample in samples for caption in sample.captions]
-            return Examples(found, [*CAPTIONS, *captions][:MAX_CAPTIONS], "of the run's training shards")
+            continue  # none, or moved since; what is verified on instead is said
+        captions = [caption for sample in samples for caption in sample.captions]
+        images = _decoded(sample.image for sample in samples)
+        return Examples(images, [*CAPTIONS, *captions][:MAX_CAPTIONS], f"of the run's {use} shards")
+    return None
+
+
+def _generated() -> Examples:
     noise = np.random.default_rng(0)
     generated = [noise.integers(0, 256, (*size, 3), dtype=np.uint8) for size in GENERATED_SIZES]
     return Examples(generated, list(CAPTIONS), "of generated noise (name real ones with --images)")

@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--images",
-        help="images to verify on: a folder of images or a pattern of shards (the run's training shards)",
+        help="images to verify on: a folder of images or a pattern of shards (the run's own shards)",
     )
     parser.add_argument(
         "--tokens-per-image",

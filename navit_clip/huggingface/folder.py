@@ -48,7 +48,6 @@ def write_siglip2(loaded: LoadedModel, folder: Path, tower: TowerName, tokens_pe
         )
     config = siglip2_config(model.config)
     weights = siglip2_weights(model.state_dict(), model.config)
-    weights = {name: weight.float() for name, weight in weights.items()}
     classes = {
         "both": (Siglip2Model, config, ""),
         "image": (Siglip2VisionModel, config.vision_config, "vision_model."),

@@ -62,6 +62,8 @@ def verify(
     else:
         patch_size = loaded.model.config.image.patch_size
         images = [image for image in images if not _one_column(image, patch_size, tokens_per_image)]
+        if not images:
+            raise ExportError("there is no image to verify the export on; name some with --images")
         image_difference = _compare_images(loaded, model, folder, images, tokens_per_image)
     if tower == "image":
         captions = []
