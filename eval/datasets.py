@@ -102,7 +102,10 @@ class NamedSamples:
         return len(self.keys)
 
     def __getitem__(self, index: int, /) -> Sample:
-        sample = self._samples[index]
+        try:
+            sample = self._samples[index]
+        except SampleError as error:  # what is read as a caption is a label here, and counts as one
+            raise SampleError(error.cause.replace("caption", "label"), error.detail) from error
         name = sample.captions[0]
         if name not in self._labels:
             raise DataError(

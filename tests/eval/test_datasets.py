@@ -73,6 +73,20 @@ def test_classes_named_by_the_samples(tmp_path):
     assert labels(given.samples) == [1, 2, 1]
 
 
+def test_a_sample_without_its_class_is_counted_as_unlabelled(tmp_path):
+    members = [
+        ("a.png", picture(0)),
+        ("a.json", b'{"kind": "cat"}'),
+        ("b.png", picture(1)),
+        ("b.json", b"{}"),
+    ]
+    write_tar(tmp_path / "images.tar", members)
+    data = open_classified(str(tmp_path / "images.tar"), "test", "json.kind")
+    assert data.class_names == ("cat",)
+    with pytest.raises(SampleError, match=r"no label: images/b: the \.json has no key 'kind'"):
+        data.samples[1]
+
+
 def test_class_names_that_the_samples_contradict(tmp_path):
     shard = write_labelled(tmp_path / "images.tar", [7, 3])
     named = open_classified(shard, "test", "json.kind", ["class 3", "class 8"])
