@@ -43,3 +43,7 @@ def _usage() -> str:
     return "\n".join(
         ["usage: navit-clip COMMAND …", "", *rows, "", "navit-clip COMMAND --help says more of each."]
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
