@@ -13,14 +13,17 @@ window's blocks. The state is small: the position in the sequence, and the open 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 from navit_clip.data.draws import seed_of
+from navit_clip.errors import CheckpointError
 
 
 class Place(NamedTuple):
@@ -99,6 +102,9 @@ class Walk:
         window: how many blocks are open at once.
         shard_size: the number of samples in a shard; called when a block of it is opened. Some shard has any.
         state: where to go on.
+
+    Raises:
+        CheckpointError: a shard has another size than when the state was taken.
     """
 
     def __init__(
@@ -117,20 +123,22 @@ class Walk:
         self._backlog = [(position, cursor) for position, cursor in state["backlog"]]
         self._closed = state["closed"]
         self._open = [self._opened(position, cursor) for position, cursor, _ in state["open"]]
+        for block, (_, _, size) in zip(self._open, state["open"], strict=True):
+            if len(block.samples) != size:
+                raise CheckpointError(
+                    f"shard number {block.shard} has changed: a block of it that had {size} samples when the "
+                    f"checkpoint was written has {len(block.samples)}"
+                )
 
     def __iter__(self) -> Walk:
         return self
 
     def __next__(self) -> Place:
         self._fill_window()
-        num_left = sum(block.num_left for block in self._open)
-        number = seed_of("window", self._order.seed, self._open[0].position, self._next, num_left) % num_left
-        for block in self._open:
-            if number < block.num_left:
-                break
-            number -= block.num_left
-        else:
-            raise AssertionError("a number below the sum lies in one of the blocks")
+        # A block's chance is what it has left; everything the choice depends on is in the state.
+        ends = list(accumulate(block.num_left for block in self._open))
+        words = ("window", self._order.seed, self._open[0].position, self._next, ends[-1])
+        block = self._open[bisect_right(ends, seed_of(*words) % ends[-1])]
         place = Place(block.epoch, block.shard, block.samples[block.cursor])
         block.cursor += 1
         if not block.num_left:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navit_clip.data.order import BlockOrder, Place, Walk, blocks_done, first_walk
+from navit_clip.errors import CheckpointError
 
 SIZES = [7, 1, 12, 0, 3]
 
@@ -97,3 +98,10 @@ def test_only_shards_of_open_blocks_are_asked_for_their_size():
     steps = Walk(order, 1, 3, lambda shard: asked.append(shard) or 8, first_walk(0))
     next(steps)
     assert len(asked) == 3
+
+
+def test_a_shard_that_has_changed_is_an_error():
+    steps = walk(sizes=[30], blocks=2, window=1)
+    next(steps)
+    with pytest.raises(CheckpointError, match=r"shard number 0 has changed: .* had 15 samples .* has 20"):
+        walk(sizes=[40], blocks=2, window=1, state=steps.state())
