@@ -114,6 +114,10 @@ def _json_strings(key: str, text: str, name: str) -> list[str]:
     strings = record[name] if isinstance(record[name], list) else [record[name]]
     if not all(isinstance(string, str) for string in strings):
         raise SampleError("undecodable caption", f"{key}: {name!r} in the .json is neither text nor texts")
+    try:
+        "".join(strings).encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which is no text
+        raise SampleError("undecodable caption", f"{key}: {name!r} in the .json: {error}") from error
     return strings
 
 

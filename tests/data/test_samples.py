@@ -68,6 +68,7 @@ def test_reads_captions_from_json(tmp_path, record, captions):
         ("json.text", {"jpg": b"", "json": b'{"text": "\xff"}'}, "undecodable caption"),
         ("json.text", {"jpg": b"", "json": '{"text": 3}'}, "undecodable caption"),
         ("json.text", {"jpg": b"", "json": '{"text": ["a", 3]}'}, "undecodable caption"),
+        ("json.text", {"jpg": b"", "json": r'{"text": "half \ud83d of a pair"}'}, "undecodable caption"),
         ("json.text", {"jpg": b"", "json": "[" * 100_000}, "undecodable caption"),
         ("json.text", {"jpg": b"", "json": '{"text": []}'}, "empty caption"),
     ],
