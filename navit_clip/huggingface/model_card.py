@@ -97,7 +97,7 @@ def _input_notes(config: ClipConfig, tower: TowerName, tokens_per_image: int) ->
         f"{config.image.patch_size} pixels; pass `max_num_patches` for another number.",
         "- Put transparent images on white yourself: transformers drops transparency, training did not.",
         "- Images so tall that they are one patch wide get wrong position embeddings on a CPU, from torch's "
-        "antialiased resize; on a GPU they are right.",
+        "antialiased resize; none of them was used to verify.",
     ]
     captions = [
         f"- Captions are lower-cased, padded on the left to {config.text.context_length} tokens and masked; "
