@@ -10,7 +10,7 @@ A folder appears whole or not at all: it is written beside its place and then re
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +53,7 @@ def save_weights(
     weights: Mapping[str, Tensor], config: ClipConfig, tokenizer: Tokenizer, folder: Path
 ) -> None:
     """`save_model` for weights that were gathered from elsewhere than a whole model on one device."""
-    with whole_folder(folder, marker=CONFIG_FILE) as partial:
+    with whole_folder(folder, replaces=lambda path: (path / CONFIG_FILE).exists()) as partial:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
         save_config(config, partial / CONFIG_FILE)
@@ -61,20 +61,22 @@ def save_weights(
 
 
 @contextmanager
-def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
+def whole_folder(folder: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when all is written, and vanishes on an error.
 
     Args:
-        folder: where it is to be; what is there already is replaced if it is of the same kind.
-        marker: the file that every folder of this kind has.
+        folder: where it is to be.
+        replaces: whether what is there already is a folder of the same kind, and may go.
 
     Raises:
         CheckpointError: something of another kind is in the way.
     """
-    in_the_way = folder.exists() and not (folder / marker).exists()
-    if in_the_way and (not folder.is_dir() or any(folder.iterdir())):
+    folder = folder.resolve()
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not replaces(folder):
         raise CheckpointError(
-            f"{folder}: expected nothing there or a folder with a {marker} to replace, found something else"
+            f"{folder}: expected nothing there, or an earlier folder of the same kind to replace, "
+            "found something else"
         )
     partial = folder.with_name(f".{folder.name}.partial")
     replaced = folder.with_name(f".{folder.name}.replaced")

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from navit_clip.errors import ConfigError
 from navit_clip.huggingface.examples import Examples, find_examples
 from navit_clip.huggingface.folder import write_siglip2
-from navit_clip.huggingface.model_card import model_card
+from navit_clip.huggingface.model_card import has_card, model_card
 from navit_clip.huggingface.siglip2 import TowerName
 from navit_clip.huggingface.verification import Verification, verify
 from navit_clip.weights import LoadedModel, load_model, resolve_model_folder, whole_folder
@@ -62,10 +62,10 @@ def export(
         ExportError: SigLIP 2 cannot express the model, or what was exported is not the trained model.
         CheckpointError: something other than an earlier export is in the way.
     """
-    with whole_folder(folder, marker="config.json") as partial:
+    with whole_folder(folder, replaces=has_card) as partial:
         write_siglip2(loaded, partial, tower, tokens_per_image)
         verification = verify(loaded, partial, tower, examples.images, examples.captions, tokens_per_image)
-        card = model_card(loaded.model.config, tower, folder.name, tokens_per_image, verification)
+        card = model_card(loaded.model.config, tower, folder.resolve().name, tokens_per_image, verification)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return verification
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from navit_clip.huggingface.siglip2 import TowerName
 from navit_clip.huggingface.verification import Verification
 from navit_clip.model import ClipConfig
+
+TAGS = "tags:\n- navit-clip\n- siglip2\n"
 
 TASKS = {"both": "zero-shot-image-classification", "image": "image-feature-extraction", "text": ""}
 
@@ -62,7 +66,7 @@ def model_card(
         verification: what was compared, and how well it agreed.
     """
     task = f"pipeline_tag: {TASKS[tower]}\n" if TASKS[tower] else ""
-    header = f"---\nlibrary_name: transformers\n{task}tags:\n- navit-clip\n- siglip2\n---\n"
+    header = f"---\nlibrary_name: transformers\n{task}{TAGS}---\n"
     parts = [
         f"{header}\n# {name}\n\n{TITLES[tower]} of a NaViT-CLIP model (packed contrastive pretraining with a "
         "sigmoid loss), as a plain transformers Siglip2 model.",
@@ -72,6 +76,12 @@ def model_card(
         "## Verification\n\n" + _verified(tower, verification),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def has_card(folder: Path) -> bool:
+    """Whether a folder is an export of ours."""
+    card = folder / "README.md"
+    return card.exists() and TAGS in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _architecture(config: ClipConfig, tower: TowerName) -> str:

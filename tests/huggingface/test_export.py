@@ -274,10 +274,21 @@ def test_an_export_that_differs_is_refused(run, tmp_path, monkeypatch, damaged):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_in_the_way_is_left_alone(run, tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(CheckpointError, match="found something else"):
-        main([str(run), str(tmp_path)])
+def test_an_earlier_export_is_replaced(run, tmp_path):
+    main([str(run), str(tmp_path / "out")])
+    main([str(run), str(tmp_path / "out"), "--tower", "text"])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "siglip2_text_model"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_else_is_in_the_way_is_left_alone(run, tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("another model")
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for folder in (str(tmp_path), "."):
+        with pytest.raises(CheckpointError, match="found something else"):
+            main([str(run), folder])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json"]
 
 
 def test_a_count_of_tokens_below_one_is_refused(run, tmp_path):
