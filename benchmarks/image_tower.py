@@ -60,7 +60,7 @@ class Contender(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Compares towers on one set of images.")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")

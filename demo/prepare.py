@@ -59,7 +59,7 @@ class Stamp:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Makes the demo's shards.")
     parser.add_argument("package", type=Path, help="folder that the Debian package was unpacked in")
     folder = parser.parse_args().package / "usr/share/tuxpaint/stamps"
     if not folder.is_dir():

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The whole of NaViT-CLIP on the stamps beside this file: shards in, a model for transformers out.
+# `make demo` runs it in the project's environment; it can be run again, and starts over.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+run=runs/demo
+rm -rf "$run"
+
+say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
+
+say '1  A tokenizer from the captions'
+navit-clip tokenizer train demo/stamps-train.tar "$run/tokenizer" --vocab-size 2048 --caption-key json.captions
+
+say '2  Both towers, trained together on packed images'
+navit-clip train configs/run/demo.yaml
+
+say '3  Retrieval, and zero-shot classification by category, on held-out stamps'
+navit-clip eval --model "$run" --suite configs/eval/stamps.yaml
+
+say '4  Out to Hugging Face, verified'
+navit-clip export "$run" "$run/export"
+
+say '5  Back in a process that imports transformers and nothing of this project'
+python demo/reload.py "$run/export" demo/stamps-test.tar
+
+say '6  The report'
+navit-clip report "$run"
+
+say 'Done'
+cat <<END
+  report        $run/report.html
+  model         $run/export  (AutoModel.from_pretrained)
+  checkpoints   $run/checkpoints
+  log, metrics  $run/out.log, $run/metrics.jsonl; tensorboard --logdir $run
+
+Next, your own shards (tars of NAME.jpg and NAME.txt, as img2dataset writes them):
+  source .venv/bin/activate
+  navit-clip tokenizer train 'SHARDS-{0000..0099}.tar' runs/mine/tokenizer
+  navit-clip train configs/run/demo.yaml folder=runs/mine tokenizer=runs/mine/tokenizer \\
+      'data.shards=["SHARDS-{0000..0099}.tar"]'
+END
