@@ -9,7 +9,7 @@ rm -rf "$run"
 say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
 
 say '1  A tokenizer from the captions'
-navit-clip tokenizer train demo/stamps-train.tar "$run/tokenizer" --vocab-size 2048 --caption-key json.captions
+navit-clip tokenizer train demo/stamps-train.tar "$run/tokenizer" --vocab-size 1200
 
 say '2  Both towers, trained together on packed images'
 navit-clip train configs/run/demo.yaml
