@@ -44,20 +44,21 @@ def main(argv: Sequence[str]) -> int:
     config = _config(arguments)
     folder = resolve_model_folder(arguments.model)
     outputs = _outputs(arguments.output, arguments.model, folder, config.tasks)
-    world = World.join()
-    dtype = PRECISIONS[arguments.precision]
-    backend = choose_backend("auto", world.device, dtype)
-    model, tokenizer = load_model(folder)
-    model.to(device=world.device, dtype=dtype)
-    if world.is_main:
-        print(f"{folder}: {arguments.precision} on {world.size} x {world.device.type}, {backend} attention")
-    results = evaluate(model, tokenizer, config, world)
-    if world.is_main:
-        for result, output in zip(results, outputs, strict=True):
-            record = result.as_json(model=arguments.model, pretrained=str(folder))
-            _write(record, output)
-            print(f"\n{result_table(result)}\n  {output}")
-    world.leave()
+    with World.join() as world:
+        dtype = PRECISIONS[arguments.precision]
+        backend = choose_backend("auto", world.device, dtype)
+        model, tokenizer = load_model(folder)
+        model.to(device=world.device, dtype=dtype)
+        if world.is_main:
+            print(
+                f"{folder}: {arguments.precision} on {world.size} x {world.device.type}, {backend} attention"
+            )
+        results = evaluate(model, tokenizer, config, world)
+        if world.is_main:
+            for result, output in zip(results, outputs, strict=True):
+                record = result.as_json(model=arguments.model, pretrained=str(folder))
+                _write(record, output)
+                print(f"\n{result_table(result)}\n  {output}")
     return 0
 
 

@@ -7,6 +7,8 @@ exchange of rows takes uneven counts.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,27 +29,27 @@ class World:
     device: torch.device
 
     @classmethod
-    def join(cls) -> World:
-        """Joins the ranks that torchrun, deepspeed or Slurm started, or makes a world of one.
+    @contextmanager
+    def join(cls) -> Iterator[World]:
+        """Among the ranks that torchrun or deepspeed started, or in a world of one, until the block ends.
 
         Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. NCCL between GPUs, gloo between
-        CPUs (and beside NCCL, for what lies on the host).
+        CPUs (and beside NCCL, for what lies on the host). A rank that fails leaves at once; the launcher
+        then ends the others.
         """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             torch.cuda.set_device(local_rank)
-        if not dist.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-            alone = dist.HashStore() if size == 1 else None  # pyright: ignore[reportPrivateImportUsage]
-            dist.init_process_group(backend, store=alone, rank=rank, world_size=size)
-        return cls(rank, size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
-
-    def leave(self) -> None:
-        """Takes the process group down, after everybody has arrived here."""
-        dist.barrier()
-        dist.destroy_process_group()
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        alone = dist.HashStore() if size == 1 else None  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=alone, rank=rank, world_size=size)
+        try:
+            yield cls(rank, size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
+            dist.barrier()
+        finally:
+            dist.destroy_process_group()
 
     @property
     def is_main(self) -> bool:

@@ -29,6 +29,5 @@ def _rank(rank: int, size: int, port: int, results: Any, function: Callable[...,
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
-    world = World.join()
-    results.put((rank, function(world, *args)))
-    world.leave()
+    with World.join() as world:
+        results.put((rank, function(world, *args)))

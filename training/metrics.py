@@ -92,7 +92,11 @@ class Recorder:
         self._metrics = run / "metrics.jsonl"
         _forget_rows_after(self._metrics, progress.step)
         self._tensorboard = SummaryWriter(run / "tensorboard", purge_step=progress.step + 1)
-        self._bar = tqdm(total=total_pairs, initial=progress.pairs, unit="pairs", dynamic_ncols=True)
+        # Drawn on terminals alone; a log file has the log lines.
+        self._bar = tqdm(
+            total=total_pairs, initial=progress.pairs, unit="pairs", dynamic_ncols=True, disable=None
+        )
+        self._pairs = progress.pairs
         self._handlers = [logging.StreamHandler(), logging.FileHandler(run / "out.log")]
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -103,7 +107,8 @@ class Recorder:
     def train(self, row: dict[str, Any]) -> None:
         """A row of training metrics, every `log_every` steps."""
         if self._is_main:
-            self._bar.update(row["pairs"] - self._bar.n)
+            self._bar.update(row["pairs"] - self._pairs)
+            self._pairs = row["pairs"]
             self._write("train", row)
             self.say(train_line(row, self._total_pairs, self._world_size))
 

@@ -32,9 +32,8 @@ def main(argv: Sequence[str]) -> int:
     """Trains; the exit code is 0. Errors are NavitClipErrors."""
     arguments = _parser().parse_intermixed_args(argv)
     config = load_config(RunConfig, arguments.config, arguments.overrides)
-    world = World.join()
-    run_training(config, world, resume=arguments.resume)
-    world.leave()
+    with World.join() as world:
+        run_training(config, world, resume=arguments.resume)
     return 0
 
 
@@ -161,6 +160,11 @@ def _parser() -> argparse.ArgumentParser:
         const=LATEST,
         metavar="CHECKPOINT",
         help="go on from the run's latest checkpoint, or from the one named",
+    )
+    parser.add_argument(
+        "--local_rank",
+        type=int,
+        help=argparse.SUPPRESS,  # deepspeed's launcher adds it; LOCAL_RANK says it too
     )
     return parser
 
