@@ -31,7 +31,7 @@ def small_run(folder: Path, **settings: Any) -> RunConfig:
         "log_every": 1,
         "model": {
             "image": {**TOWER, "patch_size": 8, "position": {"table_side": 4}},
-            "text": {**TOWER, "vocab_size": 500},
+            "text": {**TOWER, "vocab_size": 512},
         },
         "data": {
             "shards": [str(data / "*.tar")],

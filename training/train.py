@@ -50,7 +50,9 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     """
     run = Path(config.folder)
     if resume is None and (run / "checkpoints" / LATEST).exists():
-        raise CheckpointError(f"{run}: holds a run already; go on with --resume, or set another folder=")
+        raise CheckpointError(
+            f"{run}: holds a run already; go on with --resume latest, or set another folder="
+        )
     tokenizer = load_tokenizer(config.tokenizer)
     _check_vocabulary(config, tokenizer)
     backend = choose_backend(config.attention, world.device, config.engine.compute_dtype)
@@ -156,9 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.add_argument(
         "--resume",
-        nargs="?",
-        const=LATEST,
-        metavar="CHECKPOINT",
+        metavar="latest|CHECKPOINT",
         help="go on from the run's latest checkpoint, or from the one named",
     )
     parser.add_argument(

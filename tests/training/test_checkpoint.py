@@ -97,7 +97,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
     def refused(resume: str | None = "latest", **changes) -> str:
         return on_ranks(1, refusal, replace(config, **changes), resume)[0]
 
-    assert "holds a run already; go on with --resume" in refused(resume=None)
+    assert "holds a run already; go on with --resume latest" in refused(resume=None)
     assert "nothing to resume" in refused(folder=str(tmp_path / "elsewhere"))
     assert "there is no run.json" in refused(resume=str(tmp_path))
     wider = replace(config.model, image=replace(config.model.image, depth=1))
