@@ -156,7 +156,7 @@ def train_line(row: dict[str, Any], total_pairs: int, world_size: int) -> str:
     )
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
+def _numbers(row: dict[str, Any]) -> dict[str, int | float]:
     flat = {**row, **row.get("metrics", {})}
     return {name: value for name, value in flat.items() if isinstance(value, int | float)}
 

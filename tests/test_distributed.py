@@ -1,0 +1,49 @@
+"""Exchanges between ranks that hold different numbers of rows."""
+
+from __future__ import annotations
+
+import torch
+
+from navit_clip.distributed import World
+from tests.ranks import on_ranks
+
+COUNTS = [2, 0, 3]
+
+
+def exchange(world: World) -> dict:
+    own = COUNTS[world.rank]
+    rows = torch.full((own, 2), float(world.rank)).requires_grad_()
+    counts = world.counts(own)
+    everyone = world.gather_rows(rows, counts)
+    # Each rank weighs each row differently; a row's gradient is the sum of what all ranks make of it.
+    weights = (world.rank + 1) * torch.arange(sum(counts), dtype=torch.float32)[:, None]
+    (everyone * weights).sum().backward()
+    assert rows.grad is not None
+    return {
+        "counts": counts,
+        "rows": everyone.tolist(),
+        "gradient": rows.grad.tolist(),
+        "objects": world.gather_objects({"rank": world.rank}),
+        "sum": world.sum(torch.tensor([1.0, world.rank])).tolist(),
+        "main": world.is_main,
+    }
+
+
+def test_three_ranks_exchange_uneven_rows_and_their_gradients():
+    results = on_ranks(3, exchange)
+    for rank, found in enumerate(results):
+        assert found["counts"] == COUNTS
+        assert found["rows"] == [[0.0, 0.0]] * 2 + [[2.0, 2.0]] * 3
+        first = sum(COUNTS[:rank])
+        assert found["gradient"] == [[6.0 * row] * 2 for row in range(first, first + COUNTS[rank])]
+        assert found["objects"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+        assert found["sum"] == [3.0, 3.0]
+        assert found["main"] == (rank == 0)
+
+
+def test_a_world_of_one_needs_no_exchange():
+    alone = World(rank=0, size=1, device=torch.device("cpu"))
+    rows = torch.randn(3, 2)
+    assert alone.gather_rows(rows, alone.counts(3)) is rows
+    assert alone.gather_objects("x") == ["x"]
+    alone.barrier()

@@ -1,0 +1,79 @@
+"""Log lines and metrics files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from navit_clip.batch import Batch, Embeddings
+from navit_clip.distributed import World
+from tests.packs import noise_captions, noise_images, pack, pack_captions
+from training.checkpoint import Progress
+from training.metrics import Meter, Recorder, train_line
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+ROW = {
+    "step": 3,
+    "pairs": 512,
+    "epoch": 1.25,
+    "learning_rate": 1e-3,
+    "gradient_norm": 2.5,
+    "loss": 3.14159,
+    "logit_scale": 10.5,
+    "logit_bias": -9.5,
+    "pairs_per_second": 1234.5,
+    "tokens_per_second": 9e4,
+    "seconds_per_batch": 0.5,
+    "data_wait": 0.1,
+    "fill": 0.995,
+    "images_per_batch": 51.2,
+}
+
+
+def test_the_log_line_is_one_that_open_clip_users_know():
+    line = train_line(ROW, total_pairs=2048, world_size=2)
+    assert line == (
+        "Train Epoch: 1 [ 512/2048 (25%)] Data (t): 0.050 Batch (t): 0.500, 1.23e+03/s, 617./s/gpu "
+        "LR: 0.001000 Logit Scale: 10.500 Logit Bias: -9.500 Gradient Norm: 2.500 "
+        "Fill: 99.5% Images: 51.2 Loss: 3.1416"
+    )
+
+
+def test_a_meter_counts_what_passed_and_starts_anew():
+    batch = Batch(
+        pack(noise_images([(2, 3), (1, 4)], 2)), pack_captions(noise_captions([3, 5], 10)), keys=("a", "b")
+    )
+    vectors = torch.zeros(2, 4)
+    scale, bias = torch.tensor([10.0]), torch.tensor([-9.0])
+    embeddings = Embeddings(vectors, vectors, batch.captions.identity, scale, bias)
+    meter = Meter(ALONE, tokens_per_batch=20)
+    for loss in (2.0, 4.0):
+        with meter.waiting():
+            pass
+        meter.add(batch, embeddings, torch.tensor(loss))
+    row = meter.row()
+    assert row["loss"] == 3.0
+    assert row["fill"] == 0.5
+    assert row["images_per_batch"] == 2
+    assert row["tokens_per_second"] / row["pairs_per_second"] == pytest.approx((10 + 8) / 2)
+    assert (row["logit_scale"], row["logit_bias"]) == (10.0, -9.0)
+    assert 0 <= row["data_wait"] <= 1
+    meter.add(batch, embeddings, torch.tensor(8.0))
+    assert meter.row()["loss"] == 8.0
+
+
+def test_rows_after_the_checkpoint_are_forgotten(tmp_path: Path):
+    for start, steps in ((0, range(1, 6)), (3, range(4, 8))):
+        recorder = Recorder(tmp_path, Progress(step=start, pairs=0), total_pairs=2048, world=ALONE)
+        for step in steps:
+            recorder.train({**ROW, "step": step, "pairs": 10 * step + start})
+        recorder.score("validation", {"step": steps[-1], "pairs": 0, "loss": 1.0})
+        recorder.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["pairs"] for row in rows if row["kind"] == "train"] == [10, 20, 30, 43, 53, 63, 73]
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [7]
+    assert (tmp_path / "out.log").read_text().count("Train Epoch") == 9
