@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
         dtype = PRECISIONS[arguments.precision]
         backend = choose_backend("auto", world.device, dtype)
         model, tokenizer = load_model(folder)
-        model.to(device=world.device, dtype=dtype)
+        model.to(world.device)
+        model.compute_dtype = dtype
         if world.is_main:
             print(
                 f"{folder}: {arguments.precision} on {world.size} x {world.device.type}, {backend} attention"
@@ -93,7 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokens_per_image", type=int, help="patches of an image at most (256)")
     add("--token_budget", type=int, help="tokens of a forward pass at most, instead of a batch size (16384)")
     add("--num_workers", type=int, help="decoding processes on each rank (2)")
-    add("--precision", choices=list(PRECISIONS), default="fp32", help="of weights and activations (fp32)")
+    add(
+        "--precision",
+        choices=list(PRECISIONS),
+        default="fp32",
+        help="of matrix products and attention (fp32)",
+    )
     add(
         "--output",
         default=OUTPUT,

@@ -72,6 +72,7 @@ class Engine:
         self.config = config
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, launched or not
         self._module = model.to(world.device)
+        self._module.compute_dtype = config.compute_dtype
         self._optimizer: Any  # one of DeepSpeed's wrappers, or at stage 0 the optimizer itself
         with contextlib.redirect_stdout(io.StringIO()):  # it announces each op that it compiled
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -127,6 +128,7 @@ class Engine:
             weights = {name: value.detach().clone() for name, value in self._module.named_parameters()}
         with torch.device("meta"):  # no random draws: the run's own stay as they were
             whole = NavitClip(self._module.config)
+        whole.compute_dtype = self.config.compute_dtype
         whole.load_state_dict(weights, assign=True)
         return whole
 
@@ -160,6 +162,7 @@ def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
         "gradient_clipping": config.gradient_clipping,
         "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,
+        # The model casts by itself, here and in evaluation; this has what ranks exchange cast, too.
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 2**31,
     }

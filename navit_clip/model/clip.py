@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +39,10 @@ class ClipConfig:
 class NavitClip(nn.Module):
     """logits = exp(logit_scale) * <image, text> + logit_bias, for unit vectors from the two towers."""
 
+    compute_dtype: torch.dtype = torch.float32
+    """What the towers' matrix products and attention run in, under autocast where it is not float32; the
+    weights stay as they are. Not part of the config: whoever runs a model sets it, as `choose_backend`."""
+
     def __init__(self, config: ClipConfig):
         super().__init__()
         self.config = config
@@ -54,11 +59,13 @@ class NavitClip(nn.Module):
 
     def encode_images(self, images: PackedImages) -> Float[Tensor, "images dim"]:
         """Unit vectors of the images of a pack."""
-        return F.normalize(self.image(images), dim=-1)
+        with self._autocast():
+            return F.normalize(self.image(images), dim=-1)
 
     def encode_captions(self, captions: Captions) -> Float[Tensor, "captions dim"]:
         """Unit vectors of the captions of a pack."""
-        return F.normalize(self.text(captions), dim=-1)
+        with self._autocast():
+            return F.normalize(self.text(captions), dim=-1)
 
     def forward(self, batch: Batch) -> Embeddings:
         """Unit vectors of a batch's images and captions, pair by pair, and what turns them into logits."""
@@ -70,3 +77,8 @@ class NavitClip(nn.Module):
             logit_scale=self.logit_scale.float().exp(),
             logit_bias=self.logit_bias.float().clone(),
         )
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.logit_scale.device.type, self.compute_dtype)

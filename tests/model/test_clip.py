@@ -130,3 +130,19 @@ def test_a_caption_longer_than_the_context_is_refused():
 def test_heads_must_divide_the_width():
     with pytest.raises(ConfigError, match="3 heads do not divide the width 32"):
         ImageTowerConfig(width=32, num_heads=3)
+
+
+def test_compute_dtype_is_what_attention_runs_in_and_leaves_the_weights():
+    model = NavitClip(CONFIGS["navit"])
+    images = pack(noise_images([(2, 3), (1, 1)], PATCH_SIZE))
+    captions = pack_captions(noise_captions([3, 2], VOCAB_SIZE))
+    exact = model.encode_images(images)
+    attended = []
+    for tower in (model.image, model.text):
+        layer = tower.transformer.blocks[0].attention.output
+        layer.register_forward_pre_hook(lambda _, inputs: attended.append(inputs[0].dtype))
+    model.compute_dtype = torch.bfloat16
+    found = model.encode_images(images).float(), model.encode_captions(captions)
+    assert attended == [torch.bfloat16] * 2
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert 0 < (found[0] - exact).norm() / exact.norm() < 1e-2

@@ -131,6 +131,22 @@ def test_bf16_stays_near_fp32(tmp_path: Path):
         )
 
 
+def evaluation_dtypes(world: World, config: RunConfig) -> list[torch.dtype]:
+    """What the model that is evaluated computes in, at stages where it is the trained one and a copy."""
+    dtypes = []
+    for stage in (0, 3):
+        model = make_model(config)
+        engine = EngineConfig(zero_stage=stage, precision="bf16")
+        whole = Engine(engine, model, make_optimizer(config.optimizer, model), world).whole_model()
+        dtypes.append(whole.compute_dtype)
+    return dtypes
+
+
+def test_evaluation_computes_as_training_does(tmp_path: Path):
+    # The attention backend was chosen for that precision, and kernels of half precision take no other.
+    assert on_ranks(1, evaluation_dtypes, small_run(tmp_path)) == [[torch.bfloat16] * 2]
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
