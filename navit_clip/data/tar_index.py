@@ -4,7 +4,7 @@ The index is made by one pass over the tar's headers. What is wrong with the tar
 member group that names an extension twice, a key that came before, and the tail that a truncated tar has
 lost each raise SampleError when read, so a reader that goes through all entries meets, and counts, each
 fault exactly once; a shard always has an entry. Member names are only keys: nothing is extracted,
-unpickled or written.
+unpickled or written, and bytes of a name that are not UTF-8 are spelt out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import os
 import tarfile
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import BinaryIO, NamedTuple
@@ -140,16 +141,19 @@ def _members(file: BinaryIO) -> tuple[list[tuple[str, Member]], tuple[str, str] 
     size = os.fstat(file.fileno()).st_size
     members: list[tuple[str, Member]] = []
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (the file is the caller's to close)
+        with _tarfile_errors():
+            tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="backslashreplace")
     except tarfile.ReadError as error:
         return members, ("unreadable shard", f"not an uncompressed tar: {error}")
     try:
-        while (header := tar.next()) is not None:
+        while (header := _next_header(tar)) is not None:
             key, extension = _split(header.name)
-            if header.offset_data + header.size > size:
+            # A size below zero has tarfile go back, and would have it go round for ever.
+            if tar.offset < header.offset_data or header.offset_data + header.size > size:
                 while members and members[-1][0] == key:
                     members.pop()  # The rest of its sample: that one is not whole.
-            elif header.isreg() and extension:
+                raise tarfile.ReadError(f"no next header follows {header.name}")
+            if header.isreg() and extension:
                 members.append((key, Member(extension, header.offset_data, header.size)))
     except tarfile.ReadError as error:
         return members, ("truncated shard", f"cut off at byte {size}: {error}")
@@ -160,6 +164,22 @@ def _members(file: BinaryIO) -> tuple[list[tuple[str, Member]], tuple[str, str] 
             f"no end mark and no readable header at byte {tar.offset} of {size}",
         )
     return members, None
+
+
+def _next_header(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    with _tarfile_errors():
+        return tar.next()
+
+
+@contextmanager
+def _tarfile_errors() -> Iterator[None]:
+    """tarfile reports broken headers by many exceptions; out of here comes one ReadError."""
+    try:
+        yield
+    except (OSError, tarfile.ReadError):
+        raise
+    except Exception as error:
+        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Samples are found in a tar, and what is wrong with a tar is met exactly once."""
 
 import os
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_reads_only_what_is_wanted(tmp_path):
     assert opened(path).read(0, {"txt"}.__contains__) == {"txt": b"1"}
 
 
-def test_a_long_name_and_an_empty_folder_member_are_read(tmp_path):
+def test_a_long_name_is_read(tmp_path):
     path = tmp_path / "s.tar"
     name = "n" * 300
     write_tar(path, [(f"{name}.txt", b"1")])
@@ -124,6 +125,41 @@ def test_a_broken_header_ends_the_shard(tmp_path):
     data[1024:1034] = b"\xff" * 10
     path.write_bytes(data)
     assert contents(path) == ({"s/a": {"txt": b"1"}}, {"truncated shard": 1})
+
+
+def write_headers(path: Path, *headers: tuple[bytes, bytes]) -> None:
+    """A tar of headers alone, each of a type and with twelve bytes for the size, whatever they say."""
+    blocks = bytearray()
+    for number, (kind, size) in enumerate(headers):
+        block = bytearray(tarfile.TarInfo(f"{number}.txt").tobuf(tarfile.GNU_FORMAT))
+        block[124:136], block[156:157] = size, kind
+        block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * ord(" "))
+        blocks += block
+    path.write_bytes(bytes(blocks) + bytes(1024))
+
+
+BACK, FAR = b"\xff" * 10 + b"\xfe\x00", b"\x80" + b"\x7f" * 11
+"""Sizes of minus one block, which leads back to the header itself, and of more than any file has."""
+
+
+@pytest.mark.parametrize("size", [BACK, FAR])
+@pytest.mark.parametrize("kind", [b"0", b"x", b"g", b"L", b"S"])
+def test_a_hostile_header_ends_the_shard(tmp_path, kind, size):
+    path = tmp_path / "s.tar"
+    write_headers(path, (b"0", b"%011o\0" % 0), (kind, size))
+    good, faults = contents(path)
+    assert good["s/0"] == {"txt": b""}
+    assert faults == {"truncated shard": 1}
+    write_headers(path, (kind, size))
+    assert contents(path)[1].total() == 1
+
+
+def test_a_name_that_is_not_utf_8_is_a_key_like_any_other(tmp_path):
+    path = tmp_path / "s.tar"
+    write_tar(path, [("caf\udce9.txt", b"1"), ("caf\udce8.txt", b"2")])
+    good, faults = contents(path)
+    assert good == {"s/caf\\xe9": {"txt": b"1"}, "s/caf\\xe8": {"txt": b"2"}}
+    assert not faults
 
 
 def test_a_shard_that_has_vanished_is_an_error(tmp_path):
