@@ -38,8 +38,9 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
     paths = [path for pattern in patterns for path in _expand(pattern)]
     if not paths:
         raise DataError("no shards given: expected a list such as ['data/{0000..0099}.tar']")
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
+    absolute = [os.path.abspath(path) for path in paths]
+    if len(set(absolute)) < len(absolute):
+        twice = next(path for path in absolute if absolute.count(path) > 1)
         raise DataError(f"{twice}: named twice among the shards; each sample is to be seen once an epoch")
     return [Shard(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 

@@ -55,9 +55,10 @@ def test_a_missing_file_among_braces_is_an_error(folder):
         find_shards([f"{folder}/shard-{{000..003}}.tar"])
 
 
-def test_a_shard_named_twice_is_an_error(folder):
+@pytest.mark.parametrize("again", ["shard-001.tar", "./shard-001.tar", "../{}/shard-001.tar"])
+def test_a_shard_named_twice_is_an_error(folder, again):
     with pytest.raises(DataError, match="named twice"):
-        find_shards([str(folder), f"{folder}/shard-001.tar"])
+        find_shards([str(folder), f"{folder}/{again.format(folder.name)}"])
 
 
 def test_no_pattern_is_an_error():
