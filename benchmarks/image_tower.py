@@ -32,7 +32,7 @@ from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
-from vit_pytorch.na_vit import NaViT
+from vit_pytorch.na_vit import NaViT  # pyright: ignore[reportMissingImports] (an extra: see above)
 
 from navit_clip.batch import PackedImages, Patches
 from navit_clip.model import ImageTower, ImageTowerConfig, PositionConfig
