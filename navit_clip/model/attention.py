@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from navit_clip.batch import offsets_of
 from navit_clip.config import nearest
 from navit_clip.errors import ConfigError
 
@@ -91,6 +92,28 @@ def packed_attention(
     return _sdpa(query, key, value, offsets, causal)
 
 
+class Arrangement(NamedTuple):
+    """A pack in another order of its sequences."""
+
+    order: Tensor
+    """The token that comes to each place."""
+    inverse: Tensor
+    """The place that each token comes to."""
+    offsets: Int32[Tensor, " sequences_plus_one"]
+
+
+def arrange(offsets: Int32[Tensor, " sequences_plus_one"]) -> Arrangement | None:
+    """The order that the backend likes a pack in, or None where it likes the pack as it is.
+
+    `packed_attention` takes any order. But sdpa gathers sequences of equal length, and a tower that does it
+    once, before its first block, saves every block from doing it.
+    """
+    if _chosen in ("flash_attn", "torch_varlen"):
+        return None
+    arrangement = _plan(tuple(offsets.tolist())).arrangement
+    return arrangement and Arrangement(*(part.to(offsets.device) for part in arrangement))
+
+
 def _flash_attn(query, key, value, offsets, max_length, causal):
     from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
@@ -107,20 +130,20 @@ def _torch_varlen(query, key, value, offsets, max_length, causal):
 
 
 def _sdpa(query, key, value, offsets, causal):
-    plan = _plan(tuple(offsets.tolist()))
-    if plan.order is not None:
-        order = plan.order.to(query.device)
+    groups, arrangement = _plan(tuple(offsets.tolist()))
+    if arrangement is not None:
+        order = arrangement.order.to(query.device)
         query, key, value = query[order], key[order], value[order]
-    sizes = [count * length for count, length in plan.groups]
+    sizes = [count * length for count, length in groups]
     outputs = []
     for (count, length), *group in zip(
-        plan.groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
+        groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
     ):
         q, k, v = (part.unflatten(0, (count, length)).transpose(1, 2) for part in group)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
     output = torch.cat(outputs)
-    return output if plan.inverse is None else output[plan.inverse.to(query.device)]
+    return output if arrangement is None else output[arrangement.inverse.to(query.device)]
 
 
 class _Plan(NamedTuple):
@@ -128,19 +151,18 @@ class _Plan(NamedTuple):
 
     groups: list[tuple[int, int]]
     """(sequences, length of each) for each run of sequences of one length."""
-    order: Tensor | None
-    """Tokens gathered so that equal lengths are neighbours; None where they already are."""
-    inverse: Tensor | None
+    arrangement: Arrangement | None
+    """Makes equal lengths neighbours; None where they already are."""
 
 
 @lru_cache(maxsize=16)  # every block of a tower asks for the same plan
 def _plan(offsets: tuple[int, ...]) -> _Plan:
     spans = [(start, end) for start, end in pairwise(offsets) if end > start]
     runs = [length for length, _ in groupby(end - start for start, end in spans)]
-    order = inverse = None
+    arrangement = None
     if len(runs) > len(set(runs)):
         spans.sort(key=lambda span: span[1] - span[0])
         order = torch.cat([torch.arange(start, end) for start, end in spans])
-        inverse = torch.argsort(order)
+        arrangement = Arrangement(order, order.argsort(), offsets_of([end - start for start, end in spans]))
     lengths = [end - start for start, end in spans]
-    return _Plan([(len(list(run)), length) for length, run in groupby(lengths)], order, inverse)
+    return _Plan([(len(list(run)), length) for length, run in groupby(lengths)], arrangement)

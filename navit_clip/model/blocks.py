@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from navit_clip.errors import ConfigError
-from navit_clip.model.attention import packed_attention
+from navit_clip.model.attention import arrange, packed_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class TransformerConfig:
         for name in ("width", "depth", "num_heads", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.norm_eps <= 0:
+            raise ConfigError(f"norm_eps: expected above 0, found {self.norm_eps}")
         if self.width % self.num_heads:
             raise ConfigError(f"num_heads: {self.num_heads} heads do not divide the width {self.width}")
 
@@ -61,12 +63,16 @@ class Transformer(nn.Module):
         offsets: Int32[Tensor, " sequences_plus_one"],
         max_length: int,
     ) -> Float[Tensor, "tokens dim"]:
+        arrangement = arrange(offsets)
+        if arrangement is not None:
+            tokens, offsets = tokens[arrangement.order], arrangement.offsets
         for block in self.blocks:
             if self.checkpoint_blocks and self.training:
                 tokens = checkpoint(block, tokens, offsets, max_length, use_reentrant=False)
             else:
                 tokens = block(tokens, offsets, max_length)
-        return self.norm(tokens)
+        tokens = self.norm(tokens)
+        return tokens if arrangement is None else tokens[arrangement.inverse]
 
 
 class Block(nn.Module):
