@@ -11,6 +11,7 @@ Unknown keys and values of the wrong type are errors that name the dotted key an
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -83,6 +84,8 @@ def _read(path: Path, includers: tuple[Path, ...] = ()) -> dict[Any, Any]:
         raise ConfigError(f"{trail}: expected a YAML file, found a folder") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{trail}: not readable as YAML: {error}") from error
+    except OSError as error:  # also what OmegaConf raises for a file that holds a single number
+        raise ConfigError(f"{trail}: not readable as a config: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{trail}: expected a mapping of settings, found {_found(tree)}")
     return _include(tree, folder=path.parent, includers=(*includers, path))
@@ -163,6 +166,8 @@ def _element(schema: type, data: Any, name: str) -> DictConfig:
 
 def _to_object(node: Any, prefix: str) -> Any:
     """Makes the dataclasses from the inside out, so that a failed check is reported under its own key."""
+    if isinstance(node, float) and not math.isfinite(node):  # NaN would pass every check for a range
+        raise ConfigError(f"{prefix.removesuffix('.')}: expected a finite number, found {node}")
     if not isinstance(node, Container):
         return node
     if isinstance(node, DictConfig):

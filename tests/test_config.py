@@ -131,6 +131,8 @@ def test_a_file_may_be_included_twice_but_not_by_itself(tmp_path):
         ({"image": {"width": 1.5}}, "image.width: expected int, found 1.5"),
         ({"image": {"kind": "abs"}}, "image.kind: expected 'absolute' or 'fractional', found 'abs'"),
         ({"image": {"rate": True}}, "image.rate: expected float, found True"),
+        ({"image": {"rate": float("nan")}}, "image.rate: expected a finite number, found nan"),
+        ({"towers": [{"rate": "inf"}]}, "towers[0].rate: expected a finite number, found inf"),
         ({"image": 3}, "image: expected a mapping (width, kind, rate), found 3"),
         ({"image": [1]}, "image: expected a mapping (width, kind, rate), found [1]"),
         ({"image": None}, "image: expected a mapping (width, kind, rate), found None"),
@@ -178,6 +180,7 @@ def test_what_is_required_must_be_set():
     ("text", "message"),
     [
         ("image: {width: 3", "not readable as YAML"),
+        ("3", "not readable as a config"),
         ("- 1\n- 2\n", r"expected a mapping of settings, found \[1, 2\]"),
         ("from: nowhere.yaml\n", r"nowhere\.yaml from .*run\.yaml: no such config file"),
         ("image: {from: [3]}\n", r"from: expected a path, found \[3\]"),

@@ -56,6 +56,8 @@ class RunConfig:
     def __post_init__(self):
         if self.pairs < 1:
             raise ConfigError(f"pairs: expected at least 1, found {self.pairs}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed: expected a number from 0 to 2**63 - 1, found {self.seed}")
         if self.log_every < 1:
             raise ConfigError(f"log_every: expected at least 1, found {self.log_every}")
         if self.evaluate_every < 0:
