@@ -73,7 +73,8 @@ def save_checkpoint(
     folder = run / "checkpoints" / f"step-{progress.step:08d}"
     partial = folder.with_name(f".{folder.name}.partial")
     if world.is_main:
-        shutil.rmtree(partial, ignore_errors=True)
+        for stale in folder.parent.glob(".step-*.partial"):  # left by a run that was killed while saving
+            shutil.rmtree(stale)
         partial.mkdir(parents=True)
     world.barrier()
     engine.save(partial)
@@ -92,7 +93,7 @@ def save_checkpoint(
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before naming it
         partial.rename(folder)
         _replace(folder.parent / LATEST, folder.name)
-        _discard_old(folder.parent, keep)
+        _discard_old(folder, keep)
     world.barrier()
     return folder
 
@@ -165,7 +166,8 @@ def _replace(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _discard_old(checkpoints: Path, keep: int) -> None:
-    saved = sorted(checkpoints.glob("step-*"))
+def _discard_old(newest: Path, keep: int) -> None:
+    """Leaves `keep` checkpoints up to `newest`; those of later steps, from before a resume, do not count."""
+    saved = sorted(folder for folder in newest.parent.glob("step-*") if folder.name <= newest.name)
     for folder in saved[:-keep] if keep else []:
         shutil.rmtree(folder)

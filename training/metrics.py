@@ -80,7 +80,8 @@ class Meter:
 class Recorder:
     """Writes a run's rows where people look for them; on ranks other than the main one, nowhere.
 
-    Rows of steps after `progress`, left by a run that was stopped after its last checkpoint, are taken out.
+    Rows of steps after `progress`, left by a run that was stopped after its last checkpoint, are taken out,
+    and so is one that was cut off.
     """
 
     def __init__(self, run: Path, progress: Progress, total_pairs: int, world: World):
@@ -164,4 +165,5 @@ def _numbers(row: dict[str, Any]) -> dict[str, int | float]:
 def _forget_rows_after(metrics: Path, step: int) -> None:
     if metrics.exists():
         rows = metrics.read_text().splitlines(keepends=True)
-        metrics.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
+        whole = [row for row in rows if row.endswith("\n")]
+        metrics.write_text("".join(row for row in whole if json.loads(row)["step"] <= step))

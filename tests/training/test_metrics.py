@@ -77,3 +77,10 @@ def test_rows_after_the_checkpoint_are_forgotten(tmp_path: Path):
     assert [row["pairs"] for row in rows if row["kind"] == "train"] == [10, 20, 30, 43, 53, 63, 73]
     assert [row["step"] for row in rows if row["kind"] == "validation"] == [7]
     assert (tmp_path / "out.log").read_text().count("Train Epoch") == 9
+
+
+def test_a_row_that_a_kill_cut_off_is_forgotten(tmp_path: Path):
+    whole = json.dumps({"kind": "train", "step": 1})
+    (tmp_path / "metrics.jsonl").write_text(f'{whole}\n{{"kind": "train", "st')
+    Recorder(tmp_path, Progress(step=1, pairs=0), total_pairs=2048, world=ALONE).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == f"{whole}\n"
