@@ -7,6 +7,7 @@ from pathlib import Path
 
 from navit_clip.data.draws import check_template, fill_template
 from navit_clip.data.samples import read_samples
+from navit_clip.errors import ConfigError
 from navit_clip.tokenizer import train_tokenizer
 
 LONGEST_CAPTION = 64
@@ -16,6 +17,8 @@ LONGEST_CAPTION = 64
 def main(argv: list[str]) -> int:
     """Learns a tokenizer from the captions of shards and writes its folder."""
     arguments = _parser().parse_args(argv)
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ConfigError(f"{arguments.out}: expected a folder to write, after the shards; found a file")
     samples = read_samples(arguments.shards, arguments.caption_key)
     templates = arguments.template or ["{}"]
     for template in templates:

@@ -69,3 +69,9 @@ def test_no_shard_is_an_error(tmp_path):
 def test_too_small_a_vocabulary_is_refused(shards, tmp_path):
     with pytest.raises(ConfigError, match="vocab_size: expected at least 512"):
         main(["train", str(shards), str(tmp_path / "out"), "--vocab-size", "300"])
+
+
+def test_a_forgotten_output_folder_is_noticed_before_the_work(shards):
+    shard = shards.with_name("shard-0.tar")
+    with pytest.raises(ConfigError, match="expected a folder to write, after the shards; found a file"):
+        main(["train", str(shard), str(shard)])

@@ -1,6 +1,6 @@
 """`navit-clip train`: a YAML and `key=value` overrides in, a run folder out.
 
-Alone, or on every rank that torchrun, deepspeed or Slurm starts.
+Alone, or on every rank that torchrun or deepspeed starts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from eval.tasks import evaluate
 from navit_clip.config import load_config, save_config
-from navit_clip.data import Faults, TrainLoader, validation_batches
+from navit_clip.data import Faults, TrainLoader, find_shards, validation_batches
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
 from navit_clip.model import NavitClip, choose_backend
@@ -49,12 +49,16 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         NavitClipError: the config, the data or the checkpoint cannot be used; says what and where.
     """
     run = Path(config.folder)
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"folder: expected a folder for the run, or nothing yet, found a file: {run}")
     if resume is None and (run / "checkpoints" / LATEST).exists():
         raise CheckpointError(
             f"{run}: holds a run already; go on with --resume latest, or set another folder="
         )
     tokenizer = load_tokenizer(config.tokenizer)
     _check_vocabulary(config, tokenizer)
+    if config.validation.data.shards:
+        find_shards(config.validation.data.shards)  # an error now, rather than at the first validation
     backend = choose_backend(config.attention, world.device, config.engine.compute_dtype)
     loader = TrainLoader(
         config.data,

@@ -89,6 +89,22 @@ def test_a_run_folder_holds_what_users_look_for(tmp_path: Path):
     assert rows(run)[-1]["pairs"] >= config.pairs
 
 
+def test_going_back_keeps_what_latest_names_and_clears_what_a_kill_left(tmp_path: Path):
+    config = replace(small_run(tmp_path), checkpoint=CheckpointConfig(every=1, keep=0))
+    on_ranks(1, run_on_ranks, [(config, None)])
+    checkpoints = Path(config.folder) / "checkpoints"
+    names = sorted(folder.name for folder in checkpoints.glob("step-*"))
+    later = checkpoints / "step-99999998"
+    (checkpoints / names[-1]).rename(later)  # of a longer run, which this one does not reach again
+    partial = checkpoints / ".step-00000003.partial"
+    partial.mkdir()
+    again = replace(config, checkpoint=CheckpointConfig(every=1000, keep=1))
+    on_ranks(1, run_on_ranks, [(again, str(checkpoints / names[0]))])
+    assert (checkpoints / "latest").read_text() == names[-1]
+    assert sorted(folder.name for folder in checkpoints.glob("step-*")) == [names[-1], later.name]
+    assert not partial.exists()
+
+
 def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
     config = replace(small_run(tmp_path), checkpoint=CHECKPOINT)
     on_ranks(1, run_on_ranks, [(config, None)])
@@ -98,6 +114,9 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
         return on_ranks(1, refusal, replace(config, **changes), resume)[0]
 
     assert "holds a run already; go on with --resume latest" in refused(resume=None)
+    assert "folder: expected a folder for the run" in refused(folder=__file__)
+    nowhere = replace(config.validation, data=replace(config.validation.data, shards=["nowhere.tar"]))
+    assert "no shard matches 'nowhere.tar'" in refused(validation=nowhere)
     assert "nothing to resume" in refused(folder=str(tmp_path / "elsewhere"))
     assert "there is no run.json" in refused(resume=str(tmp_path))
     wider = replace(config.model, image=replace(config.model.image, depth=1))
