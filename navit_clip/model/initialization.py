@@ -1,16 +1,21 @@
-"""Where the weights start. All of it in one place, as big_vision's SigLIP has it.
+"""Where the weights start. All of it in one place, as big_vision's SigLIP has it, but for two scales.
 
-Xavier-uniform in attention and pooling, LeCun-like normal elsewhere, small normal position tables; biases
-zero. Values depend on torch's global seed and on the order of modules alone.
+Xavier-uniform in attention and pooling, LeCun-like normal elsewhere; biases zero. The layers that write to
+the residual stream start smaller by the root of their number (GPT-2), and the positions of patches as large
+as the patches' own vectors: with both, small towers train better from the first steps on
+(benchmarks/RESULTS.md). Values depend on torch's global seed and on the order of modules alone.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from navit_clip.model.blocks import MLP, Attention
+from navit_clip.model.blocks import MLP, Attention, Transformer
 from navit_clip.model.pooling import AttentionPooling
 from navit_clip.model.positions import FactorizedPositions, GridPositions
+
+POSITION_SPREAD = 0.5
+"""Standard deviation of a patch's position vector: about that of its pixels' embedding."""
 
 
 def initialize(model: nn.Module) -> None:
@@ -34,12 +39,24 @@ def initialize(model: nn.Module) -> None:
                 nn.init.xavier_uniform_(chunk)
             nn.init.xavier_uniform_(module.output.weight)
         elif isinstance(module, FactorizedPositions):
-            width = module.row.shape[1]
-            # The sum of the two has the spread of one table of a grid.
-            nn.init.normal_(module.row, std=(2 * width) ** -0.5)
-            nn.init.normal_(module.column, std=(2 * width) ** -0.5)
+            # Their sum has the spread.
+            nn.init.normal_(module.row, std=POSITION_SPREAD * 0.5**0.5)
+            nn.init.normal_(module.column, std=POSITION_SPREAD * 0.5**0.5)
         elif isinstance(module, GridPositions):
-            nn.init.normal_(module.table, std=module.table.shape[1] ** -0.5)
+            nn.init.normal_(module.table, std=POSITION_SPREAD)
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            _shrink_residuals(module)
+
+
+def _shrink_residuals(transformer: Transformer) -> None:
+    """Keeps the residual stream's variance about the same at any depth: each block writes to it twice."""
+    share = (2 * len(transformer.blocks)) ** -0.5
+    for module in transformer.modules():
+        if isinstance(module, Attention):
+            module.output.weight.data *= share
+        elif isinstance(module, MLP):
+            module.contract.weight.data *= share
 
 
 def _linear(layer: nn.Linear) -> None:
