@@ -2,7 +2,8 @@
 
 Pure functions from a config and a generator to numbers. The generator is seeded by (seed, epoch, key)
 alone, so a sample is drawn alike whatever the number of ranks and workers, and whichever samples came
-before. Numbers are always drawn in the same order: caption, template, side, patches.
+before. Numbers are always drawn in the same order: caption, template, side, view,
+patches.
 """
 
 from __future__ import annotations

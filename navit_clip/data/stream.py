@@ -7,11 +7,13 @@ that this one would have given: the samples still waiting to be packed are named
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
 from navit_clip.batch import Batch
+from navit_clip.data.augmentation import AugmentationConfig
 from navit_clip.data.draws import (
     DropConfig,
     ResolutionConfig,
@@ -45,6 +47,8 @@ class DataConfig:
     """Each drawn caption is put into one of these, drawn too, where it has {}."""
     resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
     """Sizes that images are resized to."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Random crops and mirroring."""
     drop: DropConfig = field(default_factory=DropConfig)
     """Patches that are left out."""
     tokens_per_batch: int = 4096
@@ -196,11 +200,14 @@ class Stream:
         random = sample_random(self._seed, place.epoch, sample.key)
         caption, text = draw_text(sample.captions, tuple(config.templates), random)
         num_tokens = tokens_of_side(config.resolution.draw_side(random), self._patch_size)
+        view = config.augmentation.draw_view(random)
         encoded = EncodedImage(sample.image)
-        rows, columns = grid_for(encoded.height, encoded.width, self._patch_size, num_tokens)
+        rows, columns = grid_for(*view.size(encoded.height, encoded.width), self._patch_size, num_tokens)
         kept = config.drop.draw_kept(rows * columns, random)
-        image = encoded.decode(at_least=(rows * self._patch_size, columns * self._patch_size))
-        patches = cut_grid(image, self._patch_size, (rows, columns), kept)
+        # Of the whole picture, as many pixels as give the crop enough.
+        height, width = (math.ceil(side * self._patch_size / view.scale) for side in (rows, columns))
+        image = encoded.decode(at_least=(height, width))
+        patches = cut_grid(view.of(image), self._patch_size, (rows, columns), kept)
         return Pair(sample.key, patches, caption, text)
 
     def _shard_size(self, number: int) -> int:
