@@ -18,6 +18,7 @@ from pathlib import Path
 
 from eval.image_packs import Samples
 from eval.names import read_names
+from eval.prompts import check_templates
 from navit_clip.batch import Sample
 from navit_clip.config import nearest
 from navit_clip.data.faults import Faults
@@ -163,11 +164,13 @@ def open_classified(
 
     Raises:
         DataError: nothing is there, or what is there has no sample.
-        ConfigError: no class names are known, or they are not as many as the class folders.
+        ConfigError: no class names are known, or they are not as many as the class folders; or a template
+            of the data set has no place for the class name.
     """
     folder = Path(path)
     if _is_clip_benchmark(folder, split):
-        own_names, templates = _lines(folder / CLASS_NAMES_FILE), _lines(folder / TEMPLATES_FILE)
+        own_names = _lines(folder / CLASS_NAMES_FILE)
+        templates = check_templates(_lines(folder / TEMPLATES_FILE), source=folder / TEMPLATES_FILE)
     elif class_folders := _class_folders(folder):
         return _classified_folder(folder, class_folders, class_names)
     else:
@@ -195,7 +198,7 @@ def _shards(path: str, split: str) -> list[str]:
     folder = Path(path)
     if not _is_clip_benchmark(folder, split):
         return [path]
-    text = (folder / split / "nshards.txt").read_text().strip()
+    text = (folder / split / "nshards.txt").read_text(errors="replace").strip()
     if not text.isdecimal() or int(text) == 0:
         raise DataError(f"{folder / split / 'nshards.txt'}: expected the number of shards, found {text!r}")
     return [str(folder / split / f"{number}.tar") for number in range(int(text))]

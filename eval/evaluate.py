@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,19 @@ def _outputs(template: str, model: str, pretrained: Path, tasks: Sequence[TaskCo
         raise ConfigError(
             f"--output: {twice.count(twice[0])} results would go to {twice[0]}; see its {{places}}"
         )
+    for path in outputs:
+        _check_writable(path)
     return outputs
+
+
+def _check_writable(path: Path) -> None:
+    """Makes the folder of a result; an evaluation may take hours, and is not to be lost at its end."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output: {path} cannot be written: {error.strerror}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--output: {path} cannot be written: it is a folder, or in a read-only one")
 
 
 def _fill_output(template: str, model: str, pretrained: Path, task: TaskConfig) -> str:
@@ -153,10 +166,9 @@ def _fill_output(template: str, model: str, pretrained: Path, task: TaskConfig) 
     }
     try:
         return template.format(**places)
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"--output: {template!r}: expected places among {', '.join(places)}") from error
 
 
 def _write(record: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from eval.datasets import open_captioned
 from eval.image_packs import Samples
 from eval.tasks import TaskConfig
 from navit_clip.data.images import decode_image
-from navit_clip.errors import DataError
+from navit_clip.errors import DataError, SampleError
 
 LONG_SIDE = 152
 """Pixels of a thumbnail's longer side: twice what the page shows, for dense screens."""
@@ -33,7 +33,7 @@ def draw_gallery(record: dict[str, Any]) -> str:
     try:
         samples = open_captioned(task.path, task.split, task.caption_key)
         rows = [_row(example, samples) for example in record["examples"]]
-    except DataError as error:
+    except (DataError, SampleError) as error:
         return f'<p class="note">The pictures cannot be shown: {html.escape(str(error))}</p>'
     return f'<div class="gallery">{"".join(rows)}</div>'
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from navit_clip.batch import PackedImages, Patches, Sample
 from navit_clip.data.patches import image_patches
 from navit_clip.distributed import World
-from navit_clip.errors import SampleError
+from navit_clip.errors import NavitClipError, SampleError
 
 
 @runtime_checkable
@@ -46,7 +46,7 @@ class ImagePack:
     """Number, key and error of each sample that could not be used."""
 
 
-class ImagePacks(Dataset[ImagePack]):
+class ImagePacks(Dataset[ImagePack | NavitClipError]):
     """One rank's packs."""
 
     def __init__(
@@ -64,7 +64,33 @@ class ImagePacks(Dataset[ImagePack]):
     def __len__(self) -> int:
         return len(self._own)
 
-    def __getitem__(self, number: int) -> ImagePack:
+    def __getitem__(self, number: int) -> ImagePack | NavitClipError:
+        """A pack; or the error that ends all, whose message DataLoader would wrap in a traceback."""
+        try:
+            return self._pack(number)
+        except NavitClipError as error:
+            return error
+
+    def rounds(self, num_workers: int) -> Iterator[ImagePack]:
+        """This rank's packs in order, then empty ones: as many in all on every rank.
+
+        Raises:
+            DataError: a sample contradicts what is known of the whole data set.
+        """
+        # A generator of its own: a DataLoader without one draws a seed from the global state.
+        workers = min(num_workers, len(self))
+        for pack in DataLoader(self, batch_size=None, num_workers=workers, generator=torch.Generator()):
+            if isinstance(pack, NavitClipError):
+                raise pack
+            yield pack
+        yield from [ImagePack()] * (self._num_rounds - len(self))
+
+    def placeholder(self) -> PackedImages:
+        """One black patch, to pass through a tower whose weights other ranks wait for."""
+        pixels = np.zeros((1, 3 * self._patch_size**2), dtype=np.uint8)
+        return PackedImages.pack([Patches(pixels, np.zeros((1, 2), dtype=np.int32), (1, 1))])
+
+    def _pack(self, number: int) -> ImagePack:
         images, samples, faults = [], [], []
         for index in self._own[number]:
             try:
@@ -75,15 +101,3 @@ class ImagePacks(Dataset[ImagePack]):
             else:
                 samples.append((index, replace(sample, image=b"")))
         return ImagePack(PackedImages.pack(images) if images else None, tuple(samples), tuple(faults))
-
-    def rounds(self, num_workers: int) -> Iterator[ImagePack]:
-        """This rank's packs in order, then empty ones: as many in all on every rank."""
-        # A generator of its own: a DataLoader without one draws a seed from the global state.
-        workers = min(num_workers, len(self))
-        yield from DataLoader(self, batch_size=None, num_workers=workers, generator=torch.Generator())
-        yield from [ImagePack()] * (self._num_rounds - len(self))
-
-    def placeholder(self) -> PackedImages:
-        """One black patch, to pass through a tower whose weights other ranks wait for."""
-        pixels = np.zeros((1, 3 * self._patch_size**2), dtype=np.uint8)
-        return PackedImages.pack([Patches(pixels, np.zeros((1, 2), dtype=np.int32), (1, 1))])

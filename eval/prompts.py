@@ -53,12 +53,20 @@ def load_templates(names: Sequence[str], dataset: str) -> tuple[str, ...]:
         elif name in OPEN_CLIP_SETS:
             templates.extend(_open_clip_templates(name))
         elif Path(name).is_file():
-            templates.extend(_checked(read_names(Path(name), dataset, what="templates"), source=name))
+            templates.extend(check_templates(read_names(Path(name), dataset, what="templates"), source=name))
         else:
             raise ConfigError(
                 f"templates: {name!r} has no {{}} for the class name, and is neither a set of templates "
                 f"({', '.join(OPEN_CLIP_SETS)}) nor a file"
             )
+    return tuple(templates)
+
+
+def check_templates(templates: Sequence[str], source: str | Path) -> tuple[str, ...]:
+    """The same templates; raises ConfigError where one of them has no place for the class name."""
+    for template in templates:
+        if not any(place in template for place in PLACES):
+            raise ConfigError(f"templates: {source}: {template!r} has no {{}} for the class name")
     return tuple(templates)
 
 
@@ -81,10 +89,3 @@ def _open_clip_templates(name: str) -> list[str]:
     from open_clip import zero_shot_metadata
 
     return [template(PLACES[0]) for template in getattr(zero_shot_metadata, OPEN_CLIP_SETS[name])]
-
-
-def _checked(templates: list[str], source: str) -> list[str]:
-    for template in templates:
-        if not any(place in template for place in PLACES):
-            raise ConfigError(f"templates: {source}: {template!r} has no {{}} for the class name")
-    return templates

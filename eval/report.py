@@ -16,7 +16,7 @@ from typing import Any
 
 from eval.figures import draw_curves
 from eval.gallery import draw_gallery
-from navit_clip.errors import DataError
+from navit_clip.errors import ConfigError, DataError
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -29,8 +29,11 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     out = arguments.out or arguments.run / "report.html"
     page = build_report(arguments.run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
     print(out)
     return 0
 

@@ -20,6 +20,7 @@ from eval.names import read_names
 from eval.prompts import PLAIN, class_embeddings, load_templates
 from eval.retrieval import image_ranks, retrieval_chance, retrieval_metrics, text_ranks
 from eval.zero_shot import classification_chance, classification_metrics, label_ranks, per_class_recall
+from navit_clip.data.samples import check_caption_key
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
 from navit_clip.model.clip import NavitClip
@@ -60,6 +61,10 @@ class TaskConfig:
     def __post_init__(self):
         if not self.dataset:
             raise ConfigError("dataset: expected a name or a path, found nothing")
+        check_caption_key(self.caption_key)
+        kind, _, name = self.label_key.partition(".")
+        if self.label_key != "cls" and (kind != "json" or not name):
+            raise ConfigError(f"label_key: expected 'cls' or 'json.KEY', found {self.label_key!r}")
 
     @property
     def name(self) -> str:

@@ -46,8 +46,15 @@ def test_another_split_and_a_missing_shard(wds):
     (wds / "test" / "1.tar").unlink()
     with pytest.raises(DataError, match=r"1\.tar"):
         open_classified(str(wds), "test", "cls")
-    (wds / "test" / "nshards.txt").write_text("two")
-    with pytest.raises(DataError, match="expected the number of shards, found 'two'"):
+    for content in (b"two", b"\xff"):
+        (wds / "test" / "nshards.txt").write_bytes(content)
+        with pytest.raises(DataError, match="expected the number of shards, found"):
+            open_classified(str(wds), "test", "cls")
+
+
+def test_a_template_of_the_data_set_without_a_place_is_refused(wds):
+    (wds / "zeroshot_classification_templates.txt").write_text("a {c}\na photo\n")
+    with pytest.raises(ConfigError, match=r"templates\.txt: 'a photo' has no \{\} for the class name"):
         open_classified(str(wds), "test", "cls")
 
 

@@ -58,8 +58,17 @@ def test_suite_to_places_of_its_own(run_folder, shard, tmp_path):
     assert names == ["a-zeroshot_classification.json", "a-zeroshot_retrieval.json"]
     with pytest.raises(ConfigError, match=r"--output: 2 results would go to all\.json"):
         main(["--model", str(run_folder), "--suite", str(suite), "--output", "all.json"])
-    with pytest.raises(ConfigError, match=r"'\{size\}\.json': expected places among folder, model"):
-        main(["--model", str(run_folder), "--suite", str(suite), "--output", "{size}.json"])
+    for template in ("{size}.json", "{}.json", "{model.size}.json", "{model[size]}.json", "{model"):
+        with pytest.raises(ConfigError, match=r"expected places among folder, model"):
+            main(["--model", str(run_folder), "--suite", str(suite), "--output", template])
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(run_folder, tmp_path):
+    (tmp_path / "file").touch()
+    flags = ["--model", str(run_folder), "--dataset", "absent.tar", "--task", "zeroshot_retrieval"]
+    for output in (tmp_path, tmp_path / "file" / "result.json"):
+        with pytest.raises(ConfigError, match=f"--output: {output} cannot be written"):
+            main([*flags, "--output", str(output)])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from eval.figures import MOST_POINTS, QUANTITIES, draw_curves
 from eval.report import build_report, main
 from eval.tasks import EvalConfig, TaskConfig, evaluate
 from navit_clip.distributed import World
-from navit_clip.errors import DataError
+from navit_clip.errors import ConfigError, DataError
 from tests.eval_builders import ByteTokenizer, small_model, write_labelled
 
 
@@ -106,6 +106,17 @@ def test_what_a_run_does_not_have_yet_is_left_out(run):
 def test_pictures_that_are_gone_are_said_to_be(run):
     next(run.parent.glob("*.tar")).unlink()
     assert "The pictures cannot be shown: no shard matches" in build_report(run)
+
+
+def test_pictures_that_no_longer_are_pictures_are_said_to_be(run):
+    write_labelled(next(run.parent.glob("*.tar")), [0] * 8, broken=range(8))
+    assert "The pictures cannot be shown: undecodable image" in build_report(run)
+
+
+def test_a_page_that_cannot_be_written(run):
+    (run / "file").touch()
+    with pytest.raises(ConfigError, match=r"--out: .* cannot be written: "):
+        main([str(run), "--out", str(run / "file" / "page.html")])
 
 
 def test_no_run_and_broken_files(tmp_path, run):

@@ -14,8 +14,8 @@ from tests.eval_builders import ByteTokenizer, small_model, write_labelled
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
-def run(*tasks: TaskConfig):
-    config = EvalConfig(tasks=list(tasks), tokens_per_image=9, token_budget=64, num_workers=0)
+def run(*tasks: TaskConfig, num_workers: int = 0):
+    config = EvalConfig(tasks=list(tasks), tokens_per_image=9, token_budget=64, num_workers=num_workers)
     return evaluate(small_model(), ByteTokenizer(), config, ALONE)
 
 
@@ -77,12 +77,22 @@ def test_no_sample_has_a_label_or_a_caption(shard, tmp_path):
         run(TaskConfig(dataset=shard, task="zeroshot_retrieval", caption_key="json.absent"))
 
 
-def test_too_few_class_names(shard, tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_too_few_class_names(shard, tmp_path, num_workers):
     (tmp_path / "names.txt").write_text("a\nb\n")
-    with pytest.raises(DataError, match="label 2 is outside the 2 class names"):
+    names = str(tmp_path / "names.txt")
+    with pytest.raises(DataError, match=r"^images/sample002: label 2 is outside the 2 class names"):
         run(
-            TaskConfig(dataset=shard, task="zeroshot_classification", class_names=str(tmp_path / "names.txt"))
+            TaskConfig(dataset=shard, task="zeroshot_classification", class_names=names),
+            num_workers=num_workers,
         )
+
+
+@pytest.mark.parametrize("setting", ["label_key", "caption_key"])
+@pytest.mark.parametrize("value", ["kind", "json.", "jpg"])
+def test_a_key_of_unknown_form_is_named(setting, value):
+    with pytest.raises(ConfigError, match=f"^{setting}: expected .* found '{value}'"):
+        TaskConfig(dataset="a.tar", task="zeroshot_retrieval", **{setting: value})
 
 
 def test_where_a_data_set_lies():
