@@ -7,7 +7,9 @@ tower, of timm's NaFlexViT and Hugging Face's Siglip2VisionModel on the padded b
 vit-pytorch's NaViT, which packs into padded rows. All take turns, and medians are printed, so that whatever
 else the machine does falls on all alike. Every model gets its input ready made; fp32.
 
-Two cases: 64 images whose sides are drawn from 64 to 320 px, and 24 of nearly equal size.
+Two cases: 64 images whose sides are drawn from 64 to 320 px, and 24 of nearly equal size. The padded batch of
+the first is as long as the largest image that may come, 400 patches: the peers' processors pad to a fixed
+length. That of the second is as long as its longest image.
 
 Utilisation is the packed tower's floating-point operations a second, counted on the tokens that there are,
 over those of a large matrix product that takes its turn in the same rounds.
@@ -30,7 +32,6 @@ import torch
 from einops import rearrange
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 from vit_pytorch.na_vit import NaViT  # pyright: ignore[reportMissingImports] (an extra: see above)
 
@@ -46,10 +47,12 @@ class Case(NamedTuple):
     name: str
     num_images: int
     sides: tuple[int, int]
-    """Smallest and largest side in patches."""
+    """Smallest and largest side in pixels; what does not fill a patch is cut off."""
+    padded_length: int
+    """Tokens a row of the padded batch; no image has more."""
 
 
-CASES = (Case("mixed", 64, (4, 20)), Case("near-equal", 24, (13, 15)))
+CASES = (Case("mixed", 64, (64, 320), 20 * 20), Case("near-equal", 24, (208, 239), 14 * 14))
 
 
 class Contender(NamedTuple):
@@ -69,7 +72,7 @@ def main() -> None:
     figures = {}
     for case in CASES:
         images = draw_images(case, arguments.seed)
-        figures[case.name] = compare(images, arguments.rounds)
+        figures[case.name] = compare(images, case.padded_length, arguments.rounds)
         print_table(case, images, figures[case.name])
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
@@ -79,13 +82,18 @@ def draw_images(case: Case, seed: int) -> list[np.ndarray]:
     """Noise of shape [rows, columns, patch_dim] bytes, each side drawn on its own."""
     rng = np.random.default_rng(seed)
     low, high = case.sides
-    grids = rng.integers(low, high, size=(case.num_images, 2), endpoint=True)
+    grids = rng.integers(low, high, size=(case.num_images, 2), endpoint=True) // PATCH_SIZE
     return [rng.integers(0, 256, (*grid, 3 * PATCH_SIZE**2), dtype=np.uint8) for grid in grids]
 
 
-def compare(images: list[np.ndarray], rounds: int) -> dict[str, dict[str, float]]:
+def compare(images: list[np.ndarray], padded_length: int, rounds: int) -> dict[str, dict[str, float]]:
     """Images a second of every tower, and the packed one's share of the matrix-product rate."""
-    contenders = [build(images) for build in (packed, timm_naflexvit, siglip2, vit_pytorch_navit)]
+    contenders = [
+        packed(images),
+        timm_naflexvit(images, padded_length),
+        siglip2(images, padded_length),
+        vit_pytorch_navit(images),
+    ]
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE)
     product_seconds: list[float] = []
@@ -142,19 +150,17 @@ def packed(images: list[np.ndarray]) -> Contender:
     return Contender("packed", tower, lambda: tower(batch))
 
 
-def timm_naflexvit(images: list[np.ndarray]) -> Contender:
+def timm_naflexvit(images: list[np.ndarray], length: int) -> Contender:
     config = NaFlexVitCfg(
         patch_size=PATCH_SIZE, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, mlp_ratio=MLP_DIM / WIDTH
     )
     tower = NaFlexVit(config, num_classes=0)
-    patches, valid = padded(images)
-    coordinates = pad_sequence(
-        [torch.from_numpy(positions(image)).long() for image in images], batch_first=True
-    )
+    patches, valid = padded(images, length)
+    coordinates = pad([torch.from_numpy(positions(image)).long() for image in images], length)
     return Contender("timm NaFlexVit", tower, lambda: tower(patches, coordinates, valid))
 
 
-def siglip2(images: list[np.ndarray]) -> Contender:
+def siglip2(images: list[np.ndarray], length: int) -> Contender:
     config = Siglip2VisionConfig(
         hidden_size=WIDTH,
         intermediate_size=MLP_DIM,
@@ -163,7 +169,7 @@ def siglip2(images: list[np.ndarray]) -> Contender:
         patch_size=PATCH_SIZE,
     )
     tower = Siglip2VisionModel(config)
-    patches, valid = padded(images)
+    patches, valid = padded(images, length)
     grids = torch.tensor([image.shape[:2] for image in images])
     return Contender("HF Siglip2VisionModel", tower, lambda: tower(patches, valid.int(), grids).pooler_output)
 
@@ -186,11 +192,18 @@ def vit_pytorch_navit(images: list[np.ndarray]) -> Contender:
     return Contender("vit-pytorch NaViT", tower, lambda: tower(pictures, group_images=True))
 
 
-def padded(images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Normalised patches [images, longest, patch_dim], and which of them are real."""
+def padded(images: list[np.ndarray], length: int) -> tuple[Tensor, Tensor]:
+    """Normalised patches [images, length, patch_dim], and which of them are real."""
     patches = [as_float(image).flatten(0, 1) for image in images]
-    valid = [torch.ones(len(image), dtype=torch.bool) for image in patches]
-    return pad_sequence(patches, batch_first=True), pad_sequence(valid, batch_first=True)
+    return pad(patches, length), pad([torch.ones(len(image), dtype=torch.bool) for image in patches], length)
+
+
+def pad(sequences: list[Tensor], length: int) -> Tensor:
+    """Sequences as the rows of one tensor, zeros after their ends."""
+    rows = sequences[0].new_zeros(len(sequences), length, *sequences[0].shape[1:])
+    for row, sequence in zip(rows, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return rows
 
 
 def as_float(image: np.ndarray) -> Tensor:
@@ -220,10 +233,10 @@ def count_flops(images: list[np.ndarray]) -> float:
 
 def print_table(case: Case, images: list[np.ndarray], figures: dict[str, dict[str, float]]) -> None:
     lengths = [image.shape[0] * image.shape[1] for image in images]
-    low, high = (side * PATCH_SIZE for side in case.sides)
     print(
-        f"\n{case.name}: {len(images)} images, sides {low}-{high} px, {min(lengths)}-{max(lengths)} tokens "
-        f"(mean {statistics.mean(lengths):.0f})\n"
+        f"\n{case.name}: {len(images)} images, sides {case.sides[0]}-{case.sides[1]} px, "
+        f"{min(lengths)}-{max(lengths)} tokens (mean {statistics.mean(lengths):.0f}), "
+        f"padded batch {case.padded_length}\n"
     )
     print("| tower | images/s | packed is faster by | spread |")
     print("|---|---|---|---|")

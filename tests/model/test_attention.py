@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 import torch
@@ -118,3 +118,18 @@ def test_cuda_backends_equal_sdpa(backend, lengths, causal):
         results[name] = [output, *torch.autograd.grad((output * weights).sum(), heads)]
     for found, expected in zip(results[backend], results["sdpa"], strict=True):
         assert (found - expected).float().norm() <= 1e-2 * expected.float().norm() + 1e-2
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_an_arranged_pack_is_the_same_pack_in_another_order(lengths):
+    offsets = offsets_of(lengths)
+    arrangement = attention.arrange(offsets)
+    if arrangement is None:
+        assert len({length for length, _ in groupby(lengths)}) == len(list(groupby(lengths)))
+        return
+    heads = random_heads(sum(lengths), torch.float32)
+    arranged = packed_attention(
+        *(part[arrangement.order] for part in heads), arrangement.offsets, max(lengths)
+    )
+    assert torch.equal(arranged[arrangement.inverse], packed_attention(*heads, offsets, max(lengths)))
+    assert attention.arrange(arrangement.offsets) is None
