@@ -156,7 +156,8 @@ def _draw(
         if limits is not None:
             axes.set_ylim(*limits)
         if len(curves) > 1:
-            axes.legend(title="dashed: chance")
+            # Above the axes: inside them it would lie on the curves.
+            figure.legend(title="dashed: chance", loc="outside upper right", ncols=len(curves))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return Drawing(title, _for_page(buffer.getvalue(), title))

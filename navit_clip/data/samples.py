@@ -133,6 +133,6 @@ def _label(key: str, members: Mapping[str, bytes]) -> int:
 
 def _decode(key: str, data: bytes, cause: str) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # without the byte order mark that some editors put first
     except UnicodeDecodeError as error:
         raise SampleError(cause, f"{key}: not UTF-8: {error}") from error

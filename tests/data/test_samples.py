@@ -39,6 +39,7 @@ def test_knows_an_image_by_its_extension(tmp_path, extension):
         ("one\ntwo\n", ("one", "two")),
         ("\n  one \r\n\n\ttwo", ("one", "two")),
         ("naïve ☕", ("naïve ☕",)),
+        ("\ufeffone", ("one",)),
     ],
 )
 def test_reads_a_caption_a_line(tmp_path, text, captions):
@@ -49,7 +50,8 @@ def test_reads_a_caption_a_line(tmp_path, text, captions):
     ("record", "captions"), [({"text": "one"}, ("one",)), ({"text": ["one ", "", "two"]}, ("one", "two"))]
 )
 def test_reads_captions_from_json(tmp_path, record, captions):
-    assert one(tmp_path, "json.text", jpg=b"", json=json.dumps(record)).captions == captions
+    for mark in ("", "\ufeff"):
+        assert one(tmp_path, "json.text", jpg=b"", json=mark + json.dumps(record)).captions == captions
 
 
 @pytest.mark.parametrize(
