@@ -16,6 +16,7 @@ import tarfile
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
+from transformers.utils import logging
 
 NUM_STAMPS = 8
 NUM_CAPTIONS = 3
@@ -29,6 +30,8 @@ def main() -> None:
     pairs = read_pairs(arguments.shard)
     captions = sorted({caption for _, caption in pairs})
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     model = AutoModel.from_pretrained(arguments.folder).eval()
     processor = AutoProcessor.from_pretrained(arguments.folder)
     assert "navit_clip" not in sys.modules
