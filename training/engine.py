@@ -12,6 +12,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -143,11 +144,11 @@ class Engine:
         """Restores what `save` wrote, bit for bit, at the same ZeRO stage and number of ranks.
 
         Raises:
-            CheckpointError: the files are missing, or were written by another stage or world size.
+            CheckpointError: the files are missing or broken, or were written by another stage or world size.
         """
         try:
             path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
-        except (FileNotFoundError, AssertionError, RuntimeError, ValueError) as error:
+        except (OSError, EOFError, UnpicklingError, AssertionError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{folder}: DeepSpeed cannot restore it: {error}") from error
         if path is None:
             raise CheckpointError(f"{folder}: no engine state of DeepSpeed in it")

@@ -125,6 +125,9 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
     assert "saved with engine.zero_stage 0, this run has 1" in refused(engine=stage)
     other_data = replace(config.data, blocks_per_shard=3)
     assert "CheckpointError: the checkpoint's place in the data" in refused(data=other_data)
+    for file in (resolve_model_folder(run).parent / "engine").iterdir():
+        file.write_bytes(b"")
+    assert "DeepSpeed cannot restore it" in refused()
     (run / "checkpoints" / "latest").write_text("step-99999999")
     assert "there is no run.json" in refused()
 
