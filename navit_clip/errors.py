@@ -38,5 +38,9 @@ class CheckpointError(NavitClipError):
     """A checkpoint or a model folder is missing, incomplete, or belongs to another model."""
 
 
+class DivergenceError(NavitClipError):
+    """Training has left the finite numbers."""
+
+
 class ExportError(NavitClipError):
     """A model cannot be expressed in the format asked for, or the exported model is not the trained one."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
+from navit_clip.errors import DivergenceError
 from navit_clip.loss import sigmoid_loss
 from navit_clip.tokenizer import Tokenizer
 from training.checkpoint import Progress, save_checkpoint
@@ -42,6 +45,9 @@ def train(
         Where the run ended.
     """
     step, pairs = progress.step, progress.pairs
+    if pairs >= config.pairs:  # resumed at its end: the evaluation that it was perhaps killed in
+        evaluate(progress)
+        return progress
     meter = Meter(world, config.data.tokens_per_batch)
     batches = iter(loader)
 
@@ -61,8 +67,10 @@ def train(
         engine.step(learning_rate)
         step += 1
         finished = pairs >= config.pairs
+        saves = finished or step % config.checkpoint.every == 0
+        evaluates = finished or (config.evaluate_every > 0 and step % config.evaluate_every == 0)
 
-        if step % config.log_every == 0 or finished:
+        if saves or step % config.log_every == 0:
             row = {
                 "step": step,
                 "pairs": pairs,
@@ -72,20 +80,37 @@ def train(
                 **meter.row(),
             }
             recorder.train(row)
+            check_finite(row)
 
-        if step % config.checkpoint.every == 0 or finished:
-            folder = save_checkpoint(
-                Path(config.folder),
-                Progress(step, pairs),
-                engine,
-                tokenizer,
-                loader.state(),
-                world,
-                config.checkpoint.keep,
-            )
+        if saves:
+            with meter.paused():
+                folder = save_checkpoint(
+                    Path(config.folder),
+                    Progress(step, pairs),
+                    engine,
+                    tokenizer,
+                    loader.state(),
+                    world,
+                    config.checkpoint.keep,
+                )
             recorder.say(f"saved {folder}")
 
-        if finished or (config.evaluate_every and step % config.evaluate_every == 0):
-            evaluate(Progress(step, pairs))
+        if evaluates:
+            with meter.paused():
+                evaluate(Progress(step, pairs))
 
     return Progress(step, pairs)
+
+
+def check_finite(row: dict[str, Any]) -> None:
+    """Stops a run that has left the numbers, before a checkpoint of it can replace a good one.
+
+    Raises:
+        DivergenceError: the loss or the gradient is not finite.
+    """
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(row[name]):
+            raise DivergenceError(
+                f"step {row['step']}: expected a finite {name}, found {row[name]}; go on from the last "
+                "checkpoint with a lower optimizer.learning_rate or a longer schedule.warmup_pairs"
+            )

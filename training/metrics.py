@@ -41,6 +41,13 @@ class Meter:
         yield
         self._waited += time.perf_counter() - start
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside out of every rate: what is not training."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
     def add(self, batch: Batch, embeddings: Embeddings, loss: torch.Tensor) -> None:
         """Counts a batch, and keeps what the loss made of it."""
         self._batches += 1

@@ -51,7 +51,9 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     run = Path(config.folder)
     if run.exists() and not run.is_dir():
         raise ConfigError(f"folder: expected a folder for the run, or nothing yet, found a file: {run}")
-    if resume is None and (run / "checkpoints" / LATEST).exists():
+    checkpoint = None if resume is None else find_checkpoint(run, resume)
+    own = checkpoint is not None and run.resolve() in checkpoint.resolve().parents
+    if (run / "checkpoints" / LATEST).exists() and not own:
         raise CheckpointError(
             f"{run}: holds a run already; go on with --resume latest, or set another folder="
         )
@@ -75,8 +77,7 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     engine = Engine(config.engine, model, make_optimizer(config.optimizer, model), world)
     progress, origin = Progress(), "from the start"
-    if resume is not None:
-        checkpoint = find_checkpoint(run, resume)
+    if checkpoint is not None:
         progress, loader_state = load_checkpoint(checkpoint, engine, world)
         loader.load_state(loader_state)
         origin = f"from {checkpoint}"

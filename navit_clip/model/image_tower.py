@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -57,5 +58,8 @@ class ImageTower(nn.Module):
     def _encode(self, images: PackedImages, image_index: Tensor) -> Float[Tensor, "tokens dim"]:
         # Bytes to [-1, 1]: mean and standard deviation of 0.5, as SigLIP normalises.
         pixels = images.patches.to(self.patch_embedding.weight.dtype) / 127.5 - 1
-        tokens = self.patch_embedding(pixels) + self.position(images, image_index)
+        with torch.autocast(pixels.device.type, enabled=False):
+            # In bfloat16 near positions would round to the same; the blocks add to an fp32 stream.
+            position = self.position(images, image_index)
+        tokens = self.patch_embedding(pixels) + position
         return self.transformer(tokens, images.offsets, images.max_length)

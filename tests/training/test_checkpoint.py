@@ -33,12 +33,16 @@ def run_on_ranks(world: World, configs: list[tuple[RunConfig, str | None]]) -> N
         run_training(config, world, resume)
 
 
-def refusal(world: World, config: RunConfig, resume: str | None) -> str:
-    try:
-        run_training(config, world, resume)
-    except NavitClipError as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+def refusals(world: World, attempts: list[tuple[RunConfig, str | None]]) -> list[str]:
+    """What each attempt to run is told."""
+    said = []
+    for config, resume in attempts:
+        try:
+            run_training(config, world, resume)
+            said.append("no error")
+        except NavitClipError as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
 
 
 def cut_back(run: Path, to: Path, step: str) -> Path:
@@ -109,34 +113,37 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
     config = replace(small_run(tmp_path), checkpoint=CHECKPOINT)
     on_ranks(1, run_on_ranks, [(config, None)])
     run = Path(config.folder)
-
-    def refused(resume: str | None = "latest", **changes) -> str:
-        return on_ranks(1, refusal, replace(config, **changes), resume)[0]
-
-    assert "holds a run already; go on with --resume latest" in refused(resume=None)
-    assert "folder: expected a folder for the run" in refused(folder=__file__)
     nowhere = replace(config.validation, data=replace(config.validation.data, shards=["nowhere.tar"]))
-    assert "no shard matches 'nowhere.tar'" in refused(validation=nowhere)
-    assert "nothing to resume" in refused(folder=str(tmp_path / "elsewhere"))
-    assert "there is no run.json" in refused(resume=str(tmp_path))
     wider = replace(config.model, image=replace(config.model.image, depth=1))
-    assert "another model: model.image.depth is 2 there and 1 here" in refused(model=wider)
-    stage = EngineConfig(zero_stage=1, precision="fp32")
-    assert "saved with engine.zero_stage 0, this run has 1" in refused(engine=stage)
-    other_data = replace(config.data, blocks_per_shard=3)
-    assert "CheckpointError: the checkpoint's place in the data" in refused(data=other_data)
-    for file in (resolve_model_folder(run).parent / "engine").iterdir():
+    foreign, broken, lost = (shutil.copytree(run, tmp_path / name) for name in ("foreign", "broken", "lost"))
+    for file in (resolve_model_folder(broken).parent / "engine").iterdir():
         file.write_bytes(b"")
-    assert "DeepSpeed cannot restore it" in refused()
-    (run / "checkpoints" / "latest").write_text("step-99999999")
-    assert "there is no run.json" in refused()
+    (lost / "checkpoints" / "latest").write_text("step-99999999")
+    stage = EngineConfig(zero_stage=1, precision="fp32")
+
+    cases: list[tuple[str, str | None, dict]] = [
+        ("holds a run already; go on with --resume latest", None, {}),
+        ("holds a run already", str(resolve_model_folder(foreign).parent), {}),
+        ("folder: expected a folder for the run", "latest", {"folder": __file__}),
+        ("no shard matches 'nowhere.tar'", "latest", {"validation": nowhere}),
+        ("nothing to resume", "latest", {"folder": str(tmp_path / "elsewhere")}),
+        ("another model: model.image.depth is 2 there and 1 here", "latest", {"model": wider}),
+        ("saved with engine.zero_stage 0, this run has 1", "latest", {"engine": stage}),
+        ("the checkpoint's place in the data", "latest", {"data": replace(config.data, blocks_per_shard=3)}),
+        ("DeepSpeed cannot restore it", "latest", {"folder": str(broken)}),
+        ("there is no run.json", "latest", {"folder": str(lost)}),
+        ("there is no run.json", str(tmp_path), {"folder": str(tmp_path / "elsewhere")}),
+    ]
+    attempts = [(replace(config, **changes), resume) for _, resume, changes in cases]
+    for (expected, _, _), said in zip(cases, on_ranks(1, refusals, attempts)[0], strict=True):
+        assert expected in said
 
 
 def test_two_ranks_are_refused_by_a_checkpoint_of_one(tmp_path: Path):
     config = replace(small_run(tmp_path), checkpoint=CHECKPOINT)
     on_ranks(1, run_on_ranks, [(config, None)])
-    for message in on_ranks(2, refusal, config, "latest"):
-        assert "saved with ranks 1, this run has 2" in message
+    for said in on_ranks(2, refusals, [(config, "latest")]):
+        assert "saved with ranks 1, this run has 2" in said[0]
 
 
 def test_impossible_intervals_are_named():

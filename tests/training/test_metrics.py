@@ -10,8 +10,10 @@ import torch
 
 from navit_clip.batch import Batch, Embeddings
 from navit_clip.distributed import World
+from navit_clip.errors import DivergenceError
 from tests.packs import noise_captions, noise_images, pack, pack_captions
 from training.checkpoint import Progress
+from training.loop import check_finite
 from training.metrics import Meter, Recorder, train_line
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -63,6 +65,27 @@ def test_a_meter_counts_what_passed_and_starts_anew():
     assert 0 <= row["data_wait"] <= 1
     meter.add(batch, embeddings, torch.tensor(8.0))
     assert meter.row()["loss"] == 8.0
+
+
+def test_what_is_not_training_is_in_no_rate(monkeypatch):
+    clock = iter([0.0, 10.0, 17.0, 20.0, 20.0])  # start, pause, its end, row, start anew
+    monkeypatch.setattr("training.metrics.time.perf_counter", lambda: next(clock))
+    batch = Batch(pack(noise_images([(1, 1)], 2)), pack_captions([[1]]), keys=("a",))
+    one = torch.ones(1, 4), torch.ones(1)
+    embeddings = Embeddings(one[0], one[0], batch.captions.identity, one[1], one[1])
+    meter = Meter(ALONE, tokens_per_batch=1)
+    meter.add(batch, embeddings, torch.tensor(1.0))
+    with meter.paused():
+        pass
+    assert meter.row()["seconds_per_batch"] == 13.0
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_run_that_left_the_numbers_stops(name, value):
+    check_finite(ROW)
+    with pytest.raises(DivergenceError, match=f"step 3: expected a finite {name}, found {value}"):
+        check_finite({**ROW, name: value})
 
 
 def test_rows_after_the_checkpoint_are_forgotten(tmp_path: Path):
