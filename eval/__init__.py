@@ -1,0 +1,1 @@
+"""Evaluation: a model and data sets in, scores and a report out."""

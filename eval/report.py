@@ -62,7 +62,9 @@ def build_report(run: Path) -> str:
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [_read_json(line, path) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # The last line of a run that is being written, or was killed, may be half of one.
+    return [_read_json(line, path) for line in lines if line.endswith("\n")]
 
 
 def _read_json(text: str, path: Path) -> Any:

@@ -8,6 +8,7 @@ is checked before anything is decoded. Bad bytes are a SampleError, whatever Pil
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,4 +100,6 @@ def _pillow() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise SampleError("too many pixels", str(error)) from error
     except Exception as error:
-        raise SampleError("undecodable image", f"{type(error).__name__}: {error}") from error
+        # Pillow names the file object by its address, which differs from run to run.
+        detail = re.sub(r"<_io\.BytesIO object at 0x\w+>", "it", str(error))
+        raise SampleError("undecodable image", f"{type(error).__name__}: {detail}") from error

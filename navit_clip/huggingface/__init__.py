@@ -1,0 +1,1 @@
+"""Models out to Hugging Face's Siglip2 classes, and their weights in."""

@@ -179,3 +179,9 @@ def test_damaged_bytes_decode_or_are_a_sample_error(format, data):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(SampleError):
         assert decode_image(bytes(encoded), max_pixels=10**6).ndim == 3
+
+
+def test_what_is_wrong_with_bad_bytes_is_said_alike_in_every_run():
+    with pytest.raises(SampleError) as caught:
+        decode_image(b"no image")
+    assert caught.value.detail == "UnidentifiedImageError: cannot identify image file it"

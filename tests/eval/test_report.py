@@ -122,9 +122,16 @@ def test_a_page_that_cannot_be_written(run):
 def test_no_run_and_broken_files(tmp_path, run):
     with pytest.raises(DataError, match="not a run folder"):
         build_report(tmp_path)
-    (run / "metrics.jsonl").write_text('{"kind": "train"')
+    (run / "metrics.jsonl").write_text('{"kind": "train"\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl: not readable as JSON"):
         build_report(run)
+
+
+def test_a_row_that_is_still_being_written_is_left_out(run):
+    before = build_report(run)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tra')
+    assert build_report(run) == before
 
 
 def test_curves_are_svg_in_the_pages_colours():
