@@ -31,6 +31,9 @@ import deepspeed  # noqa: E402
 from deepspeed.utils import logger as deepspeed_logger  # noqa: E402
 
 deepspeed_logger.setLevel(logging.WARNING)
+# Between CPU ranks of one machine DeepSpeed would compile an op for shared memory, half a minute with a C++
+# compiler and ninja on the PATH, and without them an error. Gloo does the same work.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class Engine:
         self._module = model.to(world.device)
         self._module.compute_dtype = config.compute_dtype
         self._optimizer: Any  # one of DeepSpeed's wrappers, or at stage 0 the optimizer itself
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces each op that it compiled
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what nobody asked for
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=self._module,
                 optimizer=optimizer,
