@@ -127,7 +127,7 @@ def _navit_clip(*arguments: str) -> None:
     command = [sys.executable, "-m", "navit_clip.cli", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        sys.exit(f"{done.stdout}\n{' '.join(command)} failed")
+        sys.exit(f"{done.stdout}\n{' '.join(command)}: ended with {done.returncode}")
 
 
 def _last_evaluation(metrics: Path) -> dict[str, Any]:
