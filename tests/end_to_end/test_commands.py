@@ -24,7 +24,7 @@ def navit_clip(*words: object, ranks: int = 1) -> subprocess.CompletedProcess[st
             port = probe.getsockname()[1]
         launcher = ["torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
         command = [sys.executable, "-m", *launcher, "-m", "navit_clip.cli"]
-    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, timeout=300)
+    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True)
 
 
 def succeeds(*words: object, ranks: int = 1) -> str:
