@@ -11,7 +11,7 @@ rm -rf "$run"
 say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
 
 say '1  A tokenizer from the captions'
-navit-clip tokenizer train demo/stamps-train.tar "$run/tokenizer" --vocab-size 1200
+navit-clip tokenizer train demo/stamps-train.tar "$run/tokenizer" --vocab-size 1162
 
 say '2  Both towers, trained together on packed images'
 navit-clip train configs/run/demo.yaml
@@ -37,7 +37,7 @@ cat <<END
 
 Next, your own shards (tars of NAME.jpg and NAME.txt, as img2dataset writes them):
   source .venv/bin/activate
-  navit-clip tokenizer train 'SHARDS-{0000..0099}.tar' runs/mine/tokenizer
-  navit-clip train configs/run/demo.yaml folder=runs/mine tokenizer=runs/mine/tokenizer \\
-      'data.shards=["SHARDS-{0000..0099}.tar"]'
+  navit-clip tokenizer train 'SHARDS-{0000..0009}.tar' runs/small/tokenizer --vocab-size 8192
+  OMP_NUM_THREADS=1 navit-clip train configs/run/small.yaml 'data.shards=["SHARDS-{0000..0009}.tar"]'
+  navit-clip export runs/small runs/small/export
 END

@@ -55,7 +55,7 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backe
     if name == "flash_attn" and not flash_installed:
         raise ConfigError(
             "attention: flash_attn is asked for and not installed; install it with "
-            "`pip install navit-clip[flash]` (builds with nvcc), or set attention to torch_varlen, "
+            "`pip install flash-attn` (builds with nvcc), or set attention to torch_varlen, "
             "which needs no package, or to auto"
         )
     if name != "sdpa" and not half_on_cuda:
