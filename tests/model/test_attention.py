@@ -85,9 +85,7 @@ def test_unknown_backend_names_the_known_ones():
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
 def test_a_backend_that_is_not_installed_says_how_to_get_it():
-    with pytest.raises(
-        ConfigError, match=r"not installed; install it with `pip install flash-attn`"
-    ):
+    with pytest.raises(ConfigError, match=r"not installed; install it with `pip install flash-attn`"):
         choose_backend("flash_attn", torch.device("cuda"), torch.bfloat16)
 
 
