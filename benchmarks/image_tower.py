@@ -37,9 +37,19 @@ from vit_pytorch.na_vit import NaViT  # pyright: ignore[reportMissingImports] (a
 
 from navit_clip.batch import PackedImages, Patches
 from navit_clip.model import ImageTower, ImageTowerConfig, PositionConfig
+from navit_clip.model.flops import image_tower_flops
 from navit_clip.model.initialization import initialize
 
 PATCH_SIZE, WIDTH, DEPTH, HEADS, MLP_DIM = 16, 384, 12, 6, 1536
+TOWER = ImageTowerConfig(
+    width=WIDTH,
+    depth=DEPTH,
+    num_heads=HEADS,
+    mlp_dim=MLP_DIM,
+    biases=True,
+    patch_size=PATCH_SIZE,
+    position=PositionConfig(kind="grid", table_side=16),
+)
 MATRIX_SIDE = 2048
 
 
@@ -132,17 +142,7 @@ def timed(run: Callable[[], object]) -> float:
 
 def packed(images: list[np.ndarray]) -> Contender:
     """This project's tower, with biases and SigLIP 2's grid positions as the peers have them."""
-    tower = ImageTower(
-        ImageTowerConfig(
-            width=WIDTH,
-            depth=DEPTH,
-            num_heads=HEADS,
-            mlp_dim=MLP_DIM,
-            biases=True,
-            patch_size=PATCH_SIZE,
-            position=PositionConfig(kind="grid", table_side=16),
-        )
-    )
+    tower = ImageTower(TOWER)
     initialize(tower)
     batch = PackedImages.pack(
         [
@@ -220,19 +220,9 @@ def positions(image: np.ndarray) -> np.ndarray:
 
 
 def count_flops(images: list[np.ndarray]) -> float:
-    """Operations of the packed tower's forward and backward: matrix products and attention, real tokens.
-
-    A product costs 2 operations a weight forward and 4 backward; the patch embedding's input takes no
-    gradient. The pooling's query is folded into its keys, so it reads tokens through [dim, heads].
-    """
-    lengths = np.array([image.shape[0] * image.shape[1] for image in images], dtype=np.float64)
-    tokens, num_images = lengths.sum(), len(images)
-    block = 4 * WIDTH**2 + 2 * WIDTH * MLP_DIM
-    embedding = 4 * 3 * PATCH_SIZE**2 * WIDTH * tokens
-    blocks = 6 * DEPTH * block * tokens
-    attention = 12 * DEPTH * WIDTH * (lengths**2).sum()
-    pooling = 6 * (WIDTH**2 + WIDTH * HEADS) * tokens + 6 * (WIDTH**2 + 2 * WIDTH * MLP_DIM) * num_images
-    return float(embedding + blocks + attention + pooling)
+    """Operations of the packed tower's forward and backward, on real tokens."""
+    lengths = torch.tensor([image.shape[0] * image.shape[1] for image in images])
+    return image_tower_flops(TOWER, lengths, backward=True)
 
 
 def print_table(case: Case, images: list[np.ndarray], figures: dict[str, dict[str, float]]) -> None:
