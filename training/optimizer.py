@@ -10,7 +10,6 @@ from torch import nn
 
 from navit_clip.errors import ConfigError
 from navit_clip.model import NavitClip
-from navit_clip.model.positions import FactorizedPositions, GridPositions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +49,10 @@ def make_optimizer(config: OptimizerConfig, model: NavitClip) -> torch.optim.Ada
 
 def parameter_groups(model: NavitClip, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; norms, biases, embeddings of positions, the probe, t' and b do not."""
-    positions = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, FactorizedPositions | GridPositions)
-        for parameter in module.parameters()
-    } | {id(parameter) for parameter in model.text.position_embedding.parameters()}
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        matrix = parameter.ndim == 2 and parameter.shape[0] > 1 and id(parameter) not in positions
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim == 2 and parameter.shape[0] > 1 and ".position" not in name
         (decayed if matrix else kept).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},

@@ -63,7 +63,9 @@ def inexpressible(config: ClipConfig, tokenizer: Tokenizer, tower: TowerName = "
     """Each setting that SigLIP 2 lacks, by its dotted key: what it is, and what it would have to be."""
     image = {
         "image.qk_norm": (config.image.qk_norm, [False]),
-        "image.position.kind": (config.image.position.kind, ["fractional", "grid"]),
+        "image.position.kind": (config.image.position.kind, ["learned", "grid"]),
+        "image.position.coordinates": (config.image.position.coordinates, ["fractional"]),
+        "image.position.combination": (config.image.position.combination, ["sum"]),
     }
     text = {
         "text.qk_norm": (config.text.qk_norm, [False]),

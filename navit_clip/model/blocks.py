@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from navit_clip.errors import ConfigError
 from navit_clip.model.attention import arrange, packed_attention
+from navit_clip.model.position_waves import rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +63,18 @@ class Transformer(nn.Module):
         tokens: Float[Tensor, "tokens dim"],
         offsets: Int32[Tensor, " sequences_plus_one"],
         max_length: int,
+        turns: Float[Tensor, "tokens 2 pairs"] | None = None,
     ) -> Float[Tensor, "tokens dim"]:
+        """Tokens after the last norm; `turns` are what rotary positions turn queries and keys by."""
         arrangement = arrange(offsets)
         if arrangement is not None:
             tokens, offsets = tokens[arrangement.order], arrangement.offsets
+            turns = None if turns is None else turns[arrangement.order]
         for block in self.blocks:
             if self.checkpoint_blocks and self.training:
-                tokens = checkpoint(block, tokens, offsets, max_length, use_reentrant=False)
+                tokens = checkpoint(block, tokens, offsets, max_length, turns, use_reentrant=False)
             else:
-                tokens = block(tokens, offsets, max_length)
+                tokens = block(tokens, offsets, max_length, turns)
         tokens = self.norm(tokens)
         return tokens if arrangement is None else tokens[arrangement.inverse]
 
@@ -85,8 +89,8 @@ class Block(nn.Module):
         self.mlp_norm = layer_norm(config.width, config)
         self.mlp = MLP(config)
 
-    def forward(self, tokens, offsets, max_length):
-        tokens = tokens + self.attention(self.attention_norm(tokens), offsets, max_length)
+    def forward(self, tokens, offsets, max_length, turns):
+        tokens = tokens + self.attention(self.attention_norm(tokens), offsets, max_length, turns)
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
@@ -103,11 +107,14 @@ class Attention(nn.Module):
         self.key_norm = layer_norm(head_dim, config) if config.qk_norm else nn.Identity()
         self.output = nn.Linear(config.width, config.width, bias=config.biases)
 
-    def forward(self, tokens, offsets, max_length):
+    def forward(self, tokens, offsets, max_length, turns):
         heads = self.query_key_value(tokens).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.unbind(dim=1)
-        # Autocast computes norms in fp32; attention kernels want one dtype.
-        query, key = self.query_norm(query).type_as(value), self.key_norm(key).type_as(value)
+        query, key = self.query_norm(query), self.key_norm(key)
+        if turns is not None:
+            query, key = rotate(query, turns), rotate(key, turns)
+        # Autocast computes norms in fp32, and turns are; attention kernels want one dtype.
+        query, key = query.type_as(value), key.type_as(value)
         attended = packed_attention(query, key, value, offsets, max_length, self.causal)
         return self.output(attended.flatten(1))
 

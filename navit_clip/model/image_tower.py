@@ -29,6 +29,7 @@ class ImageTowerConfig(TransformerConfig):
         TransformerConfig.__post_init__(self)
         if self.patch_size < 1:
             raise ConfigError(f"patch_size: expected at least 1, found {self.patch_size}")
+        self.position.check_width(self.width, self.num_heads)
 
 
 class ImageTower(nn.Module):
@@ -41,7 +42,7 @@ class ImageTower(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.width)
-        self.position = make_positions(config.position, config.width)
+        self.position = make_positions(config.position, config.width, config.num_heads)
         self.transformer = Transformer(config)
         self.pooling = AttentionPooling(config)
 
@@ -61,5 +62,8 @@ class ImageTower(nn.Module):
         with torch.autocast(pixels.device.type, enabled=False):
             # In bfloat16 near positions would round to the same; the blocks add to an fp32 stream.
             position = self.position(images, image_index)
-        tokens = self.patch_embedding(pixels) + position
+        tokens = self.patch_embedding(pixels)
+        if self.config.position.kind == "rope":
+            return self.transformer(tokens, images.offsets, images.max_length, turns=position)
+        tokens = tokens + position.to(pixels.dtype)
         return self.transformer(tokens, images.offsets, images.max_length)

@@ -8,11 +8,14 @@ as the patches' own vectors: with both, small towers train better from the first
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from navit_clip.model.blocks import MLP, Attention, Transformer
 from navit_clip.model.pooling import AttentionPooling
-from navit_clip.model.positions import FactorizedPositions, GridPositions
+from navit_clip.model.position_tables import FactorizedPositions, GridPositions, SquarePositions
+from navit_clip.model.position_waves import FourierPositions
 
 POSITION_SPREAD = 0.5
 """Standard deviation of a patch's position vector: about that of its pixels' embedding."""
@@ -39,11 +42,15 @@ def initialize(model: nn.Module) -> None:
                 nn.init.xavier_uniform_(chunk)
             nn.init.xavier_uniform_(module.output.weight)
         elif isinstance(module, FactorizedPositions):
-            # Their sum has the spread.
-            nn.init.normal_(module.row, std=POSITION_SPREAD * 0.5**0.5)
-            nn.init.normal_(module.column, std=POSITION_SPREAD * 0.5**0.5)
-        elif isinstance(module, GridPositions):
+            # What the two are combined to has the spread.
+            shares = {"sum": POSITION_SPREAD * 0.5**0.5, "product": POSITION_SPREAD**0.5}
+            for table in (module.row, module.column):
+                nn.init.normal_(table, std=shares.get(module.combination, POSITION_SPREAD))
+        elif isinstance(module, GridPositions | SquarePositions):
             nn.init.normal_(module.table, std=POSITION_SPREAD)
+        elif isinstance(module, FourierPositions):
+            # About one turn a side.
+            nn.init.normal_(module.frequencies, std=2 * math.pi / module.table_side)
     for module in model.modules():
         if isinstance(module, Transformer):
             _shrink_residuals(module)

@@ -1,13 +1,13 @@
-"""Position embeddings of patches on grids of any shape, for a whole pack at once.
+"""How patches know where they are: the position embeddings that NaViT compares, and two more.
 
-    absolute     R[row] + C[column]: NaViT's factorized learned embedding on patch indices.
-    fractional   the same tables, read at row / rows and column / columns of the image (NaViT's
-                 r = p / side): each table is resized to the image's side and then indexed.
-    grid         one learned table over a square grid, resized to each image's grid: SigLIP 2's.
+    learned       NaViT's factorized tables: any coordinates; sum, stack or product
+    sinusoidal    fixed waves of the row and of the column: any coordinates; stack
+    fourier       waves along learned directions: any coordinates
+    rope          axial rotary, inside attention: any coordinates
+    learned_2d    Pix2Struct's vector for each (row, column)
+    grid          SigLIP 2's square table, resized to each image; ViT's learned 1-D where images have its grid
 
-Resizing is bilinear with antialiasing, which is linear and separable. So a token's embedding is
-(row weights ⊗ column weights) @ table, and a pack takes one matrix product: no loop over images, no
-host sync. For the same reason a fractional pair of tables *is* a grid table, R[i] + C[j].
+A pack takes one gather or one product: no loop over images, no host sync.
 """
 
 from __future__ import annotations
@@ -15,101 +15,81 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from jaxtyping import Float, Int32, Int64
-from torch import Tensor, nn
+from navit_clip.errors import ConfigError
+from navit_clip.model.coordinates import Coordinates
+from navit_clip.model.position_tables import Combination, FactorizedPositions, GridPositions, SquarePositions
+from navit_clip.model.position_waves import FourierPositions, RotaryPositions, SinusoidalPositions
 
-from navit_clip.batch import PackedImages
-from navit_clip.errors import ConfigError, DataError
+Positions = (
+    FactorizedPositions
+    | SinusoidalPositions
+    | FourierPositions
+    | SquarePositions
+    | GridPositions
+    | RotaryPositions
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PositionConfig:
-    """How patches know where they are."""
+    """Where a patch is, and what is made of it."""
 
-    kind: Literal["absolute", "fractional", "grid"] = "fractional"
-    """absolute and fractional: NaViT's factorized tables; grid: SigLIP 2's resized square table."""
+    kind: Literal["learned", "sinusoidal", "fourier", "rope", "learned_2d", "grid"] = "learned"
+    """learned: NaViT's factorized tables; sinusoidal: fixed waves; fourier: learned waves; rope: rotary;
+    learned_2d: Pix2Struct's absolute square table; grid: SigLIP 2's resized square table, and ViT's 1-D."""
+    coordinates: Coordinates = "fractional"
+    """absolute: patch indices; fractional: shares of the image's own sides; fractional_longer: of the longer
+    side. learned_2d (absolute) and grid (fractional) have their own and take no other than this default."""
+    combination: Combination = "sum"
+    """What a row's and a column's vector become one by; the kinds that do not have the two leave it."""
     table_side: int = 16
-    """Entries per axis of the learned tables. For absolute positions, the longest side in patches."""
+    """Entries per axis of a table, and so the longest side in patches where that is absolute. Fractional
+    waves are those of an image of this side; absolute ones have no use for it."""
 
     def __post_init__(self):
         if self.table_side < 1:
             raise ConfigError(f"table_side: expected at least 1, found {self.table_side}")
+        default = type(self).coordinates
+        if self.kind in ("learned_2d", "grid") and self.coordinates != default:
+            own = "absolute" if self.kind == "learned_2d" else "fractional along each axis"
+            raise ConfigError(
+                f"coordinates: {self.kind} positions are {own} by definition, found {self.coordinates}; "
+                f"leave it at {default}"
+            )
+        if self.kind == "sinusoidal" and self.combination != "stack":
+            raise ConfigError(
+                f"combination: the same fixed waves stand for rows and for columns, so their "
+                f"{self.combination} would be the same at (i, j) and (j, i); set stack"
+            )
+        if self.kind not in ("learned", "sinusoidal") and self.combination != type(self).combination:
+            raise ConfigError(
+                f"combination: {self.kind} positions have no row's and column's vector for a "
+                f"{self.combination}; leave it at {type(self).combination}"
+            )
 
-
-class FactorizedPositions(nn.Module):
-    """One learned table for rows and one for columns, summed (NaViT §2.1, "factorized (+)")."""
-
-    def __init__(self, config: PositionConfig, width: int):
-        super().__init__()
-        self.fractional = config.kind == "fractional"
-        self.table_side = config.table_side
-        self.row = nn.Parameter(torch.empty(config.table_side, width))
-        self.column = nn.Parameter(torch.empty(config.table_side, width))
-
-    def forward(
-        self, images: PackedImages, image_index: Int64[Tensor, " tokens"]
-    ) -> Float[Tensor, "tokens dim"]:
-        if not self.fractional:
-            self._check_sides(images)
-            row, column = images.position.unbind(dim=1)
-            return self.row[row] + self.column[column]
-        weights = axis_weights(images, image_index, self.table_side)
-        return weights.flatten(1).to(self.row.dtype) @ torch.cat([self.row, self.column])
-
-    def _check_sides(self, images: PackedImages) -> None:
-        if images.max_side > self.table_side:
-            raise DataError(
-                f"image.position.table_side: absolute positions reach {self.table_side} patches a side, "
-                f"found an image of {images.max_side}; raise table_side, lower the resolution, "
-                "or use fractional positions"
+    def check_width(self, width: int, num_heads: int) -> None:
+        """Raises ConfigError where a tower's width cannot be divided as these positions need it."""
+        parts = {"sinusoidal": 4, "fourier": 2, "learned": 2 if self.combination == "stack" else 1}
+        if width % parts.get(self.kind, 1):
+            raise ConfigError(
+                f"width: {self.kind} positions need a multiple of {parts[self.kind]}, found {width}"
+            )
+        if self.kind == "rope" and width // num_heads % 4:
+            raise ConfigError(
+                "num_heads: rope turns pairs of a head's values by the row and as many by the column, "
+                f"so a head needs a multiple of 4 values, found {width // num_heads}"
             )
 
 
-class GridPositions(nn.Module):
-    """One learned square table, resized to each image's grid (SigLIP 2 NaFlex)."""
-
-    def __init__(self, config: PositionConfig, width: int):
-        super().__init__()
-        self.table_side = config.table_side
-        self.table = nn.Parameter(torch.empty(config.table_side**2, width))
-
-    def forward(
-        self, images: PackedImages, image_index: Int64[Tensor, " tokens"]
-    ) -> Float[Tensor, "tokens dim"]:
-        row, column = axis_weights(images, image_index, self.table_side).unbind(dim=1)
-        outer = row[:, :, None] * column[:, None, :]
-        return outer.flatten(1).to(self.table.dtype) @ self.table
-
-
-def make_positions(config: PositionConfig, width: int) -> FactorizedPositions | GridPositions:
-    """The position embedding that a config describes."""
-    return GridPositions(config, width) if config.kind == "grid" else FactorizedPositions(config, width)
-
-
-def axis_weights(
-    images: PackedImages, image_index: Int64[Tensor, " tokens"], table_side: int
-) -> Float[Tensor, "tokens 2 table_side"]:
-    """Resize weights of every token along rows and along columns."""
-    return resize_weights(images.position, images.grid[image_index], table_side)
-
-
-def resize_weights(
-    index: Int32[Tensor, "*axes"], size: Int32[Tensor, "*axes"], table_side: int
-) -> Float[Tensor, "*axes table_side"]:
-    """Row `index` of the matrix that resizes `table_side` entries to `size`, bilinear with antialiasing.
-
-    Entry j of `table_side` = m has its centre at (j + 1/2) / m of the side, output i of `size` = n at
-    (i + 1/2) / n. Their weight is a triangle of their distance, as wide as one output step when shrinking
-    and as one entry when growing:
-
-        max(0, 1 - |(2i + 1) m - (2j + 1) n| / (2 max(m, n))), normalised to sum to one over j,
-
-    which is what `interpolate(mode="bilinear", antialias=True)` of torch computes along one axis. In whole
-    numbers nothing is rounded before the last division.
-    """
-    size = size[..., None]
-    entry = torch.arange(table_side, device=index.device, dtype=index.dtype)
-    distance = ((2 * index[..., None] + 1) * table_side - (2 * entry + 1) * size).abs()
-    weights = (2 * size.clamp(min=table_side) - distance).clamp(min=0)
-    return weights / weights.sum(-1, keepdim=True)
+def make_positions(config: PositionConfig, width: int, num_heads: int) -> Positions:
+    """What a config describes, for a tower of that width."""
+    side, coordinates = config.table_side, config.coordinates
+    if config.kind == "learned":
+        return FactorizedPositions(width, side, coordinates, config.combination)
+    if config.kind == "sinusoidal":
+        return SinusoidalPositions(width, side, coordinates)
+    if config.kind == "fourier":
+        return FourierPositions(width, side, coordinates)
+    if config.kind == "rope":
+        return RotaryPositions(width // num_heads, side, coordinates)
+    return SquarePositions(width, side) if config.kind == "learned_2d" else GridPositions(width, side)

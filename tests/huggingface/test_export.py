@@ -86,7 +86,7 @@ torch.save(
 """
 
 
-def trained(position: str = "fractional", **text) -> NavitClip:
+def trained(position: str = "learned", **text) -> NavitClip:
     """A small model whose weights are none of its initial zeros and ones."""
     torch.manual_seed(1)
     size = {"depth": 2, "num_heads": 2, "mlp_dim": 40}
@@ -234,11 +234,11 @@ def test_pictures_of_other_modes_are_read_alike(run, exported, mode):
 
 
 def test_what_siglip2_cannot_express_is_listed_and_nothing_is_left(tmp_path):
-    save_model(trained("absolute", pooling="map"), load_tokenizer("open_clip"), tmp_path / "model")
+    save_model(trained("learned_2d", pooling="map"), load_tokenizer("open_clip"), tmp_path / "model")
     with pytest.raises(ExportError) as raised:
         main([str(tmp_path / "model"), str(tmp_path / "out")])
     for line in (
-        "model.image.position.kind is absolute; train with fractional or grid",
+        "model.image.position.kind is learned_2d; train with learned or grid",
         "model.text.pooling is map; train with last",
         "tokenizer is of the form open_clip; train with one from `navit-clip tokenizer train`",
     ):

@@ -121,7 +121,7 @@ def test_one_column_wide_images_equal_the_right_resize(seed, monkeypatch):
     torch.testing.assert_close(ours.encode_images(images), theirs_of_images(model, images), atol=1e-5, rtol=0)
 
 
-def small_config(position: str = "fractional", biases: bool = False, **text) -> ClipConfig:
+def small_config(position: str = "learned", biases: bool = False, **text) -> ClipConfig:
     size = {"depth": 2, "num_heads": 2, "mlp_dim": 40, "biases": biases}
     table = PositionConfig(kind=position, table_side=5)  # type: ignore[arg-type]
     return ClipConfig(
@@ -131,7 +131,7 @@ def small_config(position: str = "fractional", biases: bool = False, **text) -> 
 
 
 @pytest.mark.parametrize("biases", [False, True])
-@pytest.mark.parametrize("position", ["fractional", "grid"])
+@pytest.mark.parametrize("position", ["learned", "grid"])
 @torch.no_grad()
 def test_a_model_leaves_as_siglip2_and_comes_back(position, biases):
     torch.manual_seed(0)
@@ -153,13 +153,18 @@ def test_a_model_leaves_as_siglip2_and_comes_back(position, biases):
 
 def test_everything_that_siglip2_lacks_is_listed():
     config = ClipConfig(
-        image=ImageTowerConfig(qk_norm=True, position=PositionConfig(kind="absolute")),
+        image=ImageTowerConfig(
+            qk_norm=True,
+            position=PositionConfig(kind="sinusoidal", coordinates="absolute", combination="stack"),
+        ),
         text=TextTowerConfig(qk_norm=True, causal=True, pooling="map", alignment="left", context_length=77),
     )
     faults = inexpressible(config, load_tokenizer("open_clip"))
     assert [fault.split(" is ")[0] for fault in faults] == [
         "model.image.qk_norm",
         "model.image.position.kind",
+        "model.image.position.coordinates",
+        "model.image.position.combination",
         "model.text.qk_norm",
         "model.text.causal",
         "model.text.pooling",
@@ -167,10 +172,14 @@ def test_everything_that_siglip2_lacks_is_listed():
         "model.text.context_length",
         "tokenizer",
     ]
-    assert faults[1] == "model.image.position.kind is absolute; train with fractional or grid"
-    assert faults[2] == "model.text.qk_norm is true; train with false"
-    assert inexpressible(config, load_tokenizer("open_clip"), tower="image") == faults[:2]
-    assert inexpressible(config, load_tokenizer("open_clip"), tower="text") == faults[2:]
+    assert faults[1:4] == [
+        "model.image.position.kind is sinusoidal; train with learned or grid",
+        "model.image.position.coordinates is absolute; train with fractional",
+        "model.image.position.combination is stack; train with sum",
+    ]
+    assert faults[4] == "model.text.qk_norm is true; train with false"
+    assert inexpressible(config, load_tokenizer("open_clip"), tower="image") == faults[:4]
+    assert inexpressible(config, load_tokenizer("open_clip"), tower="text") == faults[4:]
 
 
 def test_nothing_is_lacking_in_the_default_model():

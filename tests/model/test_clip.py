@@ -31,17 +31,24 @@ TEXT = TextTowerConfig(**SIZE, vocab_size=VOCAB_SIZE)
 CONFIGS = {
     "navit": ClipConfig(image=IMAGE, text=TEXT),
     "absolute with qk-norm": ClipConfig(
-        image=replace(IMAGE, qk_norm=True, position=PositionConfig(kind="absolute", table_side=64)),
+        image=replace(IMAGE, qk_norm=True, position=PositionConfig(coordinates="absolute", table_side=64)),
         text=replace(TEXT, qk_norm=True),
     ),
     "siglip2 with biases": ClipConfig(
         image=replace(IMAGE, biases=True, position=PositionConfig(kind="grid", table_side=7)),
         text=replace(TEXT, biases=True),
     ),
+    "rotary with qk-norm": ClipConfig(
+        image=replace(
+            IMAGE, qk_norm=True, position=PositionConfig(kind="rope", coordinates="fractional_longer")
+        ),
+        text=TEXT,
+    ),
     "map text": ClipConfig(image=IMAGE, text=replace(TEXT, pooling="map")),
     "clip's causal text": ClipConfig(image=IMAGE, text=replace(TEXT, causal=True, alignment="left")),
     "checkpointed": ClipConfig(
-        image=replace(IMAGE, checkpoint_blocks=True), text=replace(TEXT, checkpoint_blocks=True)
+        image=replace(IMAGE, checkpoint_blocks=True, position=PositionConfig(kind="rope")),
+        text=replace(TEXT, checkpoint_blocks=True),
     ),
 }
 

@@ -17,7 +17,7 @@ from tests.packs import noise_captions, noise_images, pack, pack_captions
 
 SIZE = {"width": 32, "depth": 3, "num_heads": 2, "mlp_dim": 48}
 # Absolute positions are looked up: nothing but what is counted does a matrix product.
-IMAGE = ImageTowerConfig(**SIZE, patch_size=4, position=PositionConfig(kind="absolute", table_side=64))
+IMAGE = ImageTowerConfig(**SIZE, patch_size=4, position=PositionConfig(coordinates="absolute", table_side=64))
 TEXT = TextTowerConfig(**SIZE, vocab_size=50)
 GRIDS = [(7, 9), (7, 9), (3, 5), (1, 1), (2, 30)]
 

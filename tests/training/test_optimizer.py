@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, TextTowerConfig
+import pytest
+
+from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
 from training.optimizer import OptimizerConfig, make_optimizer, parameter_groups
 
 SIZE = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16, "biases": True, "qk_norm": True}
 
 
-def test_matrices_decay_and_nothing_else_does():
-    model = NavitClip(ClipConfig(image=ImageTowerConfig(**SIZE), text=TextTowerConfig(**SIZE, vocab_size=20)))
+@pytest.mark.parametrize("positions", ["learned", "fourier", "rope", "learned_2d", "grid"])
+def test_matrices_decay_and_nothing_else_does(positions):
+    image = ImageTowerConfig(**SIZE, position=PositionConfig(kind=positions))
+    model = NavitClip(ClipConfig(image=image, text=TextTowerConfig(**SIZE, vocab_size=20)))
     decayed, kept = parameter_groups(model, weight_decay=0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(parameter)] for parameter in decayed["params"]} == {
