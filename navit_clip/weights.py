@@ -12,8 +12,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from navit_clip.config import load_config, save_config
 from navit_clip.errors import CheckpointError, ConfigError
-from navit_clip.model import ClipConfig, NavitClip
+from navit_clip.model import ClipConfig, NavitClip, Tower
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -140,6 +141,35 @@ def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
         faults.append(f"of another shape: {_listed(shapes)}")
     if faults:
         raise CheckpointError(f"{where}: weights of another model; " + "; ".join(faults))
+
+
+def copy_tower(source: NavitClip, target: NavitClip, tower: Tower, where: str) -> None:
+    """Gives one model's tower the weights of another's.
+
+    Raises:
+        CheckpointError: the towers are not of one architecture; lists every setting and shape that differs.
+    """
+    differences = list(
+        config_differences(getattr(source.config, tower), getattr(target.config, tower), tower)
+    )
+    if differences:
+        raise CheckpointError(
+            f"{where}: its {tower} tower does not fit this model's: {'; '.join(differences)}"
+        )
+    weights = getattr(source, tower).state_dict(prefix=f"{tower}.")
+    check_weights(weights, getattr(target, tower).state_dict(prefix=f"{tower}."), where)
+    getattr(target, tower).load_state_dict(getattr(source, tower).state_dict())
+
+
+def config_differences(found: Any, expected: Any, prefix: str) -> Iterator[str]:
+    """Every setting in which two configs of one dataclass differ, but for those that change no result."""
+    for field in fields(expected):
+        left, right = getattr(found, field.name), getattr(expected, field.name)
+        name = f"{prefix}.{field.name}"
+        if is_dataclass(right):
+            yield from config_differences(left, right, name)
+        elif left != right and field.name != "checkpoint_blocks":
+            yield f"{name} is {left} there and {right} here"
 
 
 def resolve_model_folder(path: str | Path) -> Path:

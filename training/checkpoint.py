@@ -24,7 +24,7 @@ from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError
 from navit_clip.model import ClipConfig
 from navit_clip.tokenizer import Tokenizer
-from navit_clip.weights import CONFIG_FILE, save_model
+from navit_clip.weights import CONFIG_FILE, config_differences, save_model
 from training.engine import Engine
 
 LATEST = "latest"
@@ -129,7 +129,7 @@ def load_checkpoint(folder: Path, engine: Engine, world: World) -> tuple[Progres
 def check_same_model(folder: Path, expected: ClipConfig) -> None:
     """Raises CheckpointError, naming each setting that differs, where a checkpoint is of another model."""
     found = load_config(ClipConfig, folder / "model" / CONFIG_FILE)
-    if differences := list(_differences(found, expected, prefix="model")):
+    if differences := list(config_differences(found, expected, "model")):
         raise CheckpointError(f"{folder}: a checkpoint of another model: {'; '.join(differences)}")
 
 
@@ -145,15 +145,6 @@ def find_checkpoint(run: Path, asked: str) -> Path:
     if not latest.exists():
         raise CheckpointError(f"{run}: nothing to resume: there is no {latest}")
     return latest.parent / latest.read_text().strip()
-
-
-def _differences(found: Any, expected: Any, prefix: str):
-    for name in type(expected).__dataclass_fields__:
-        left, right = getattr(found, name), getattr(expected, name)
-        if hasattr(right, "__dataclass_fields__"):
-            yield from _differences(left, right, f"{prefix}.{name}")
-        elif left != right and name != "checkpoint_blocks":
-            yield f"{prefix}.{name} is {left} there and {right} here"
 
 
 def _replace(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from navit_clip.loss import LossConfig
 from navit_clip.model import ClipConfig
 from training.checkpoint import CheckpointConfig
 from training.engine import EngineConfig
+from training.initial_weights import InitialWeightsConfig
 from training.optimizer import OptimizerConfig
 from training.schedule import ScheduleConfig
 from training.validation import ValidationConfig
@@ -34,12 +35,14 @@ class RunConfig:
     """Attention backend: auto, flash_attn, torch_varlen or sdpa."""
     model: ClipConfig = field(default_factory=ClipConfig)
     """The towers."""
+    init_from: InitialWeightsConfig = field(default_factory=InitialWeightsConfig)
+    """Trained towers to start from."""
     data: DataConfig
     """The training stream."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Which comparisons are positives."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """AdamW."""
+    """AdamW, and how each tower's weights learn."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """The learning rate over the run."""
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -109,7 +109,7 @@ class Engine:
         """Clips, updates the weights, clears the gradients."""
         assert self._engine.is_gradient_accumulation_boundary(), "batches are still missing from this step"
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["learning_rate_share"]
         self._engine.step()
 
     def gradient_norm(self) -> float:

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from navit_clip.errors import ConfigError
-from navit_clip.model import NavitClip
+from navit_clip.model import TOWERS, NavitClip, Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerOptimizerConfig:
+    """How a tower's weights learn, beside the rest of the run."""
+
+    learning_rate_share: float = 1.0
+    """Of the run's learning rate, all along its schedule; SigLIP gives a pretrained tower 0.1."""
+    weight_decay_share: float = 1.0
+    """Of the run's weight decay."""
+    layer_decay: float = 1.0
+    """Share of a layer's learning rate that the layer below it has; 1 treats all layers alike. The head and
+    the final norm are above the last block, the embeddings below the first."""
+    freeze: bool = False
+    """Whether the weights stay as they are (LiT, 2111.07991)."""
+
+    def __post_init__(self):
+        for name in ("learning_rate_share", "weight_decay_share"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay: expected in (0, 1], found {self.layer_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +50,10 @@ class OptimizerConfig:
     """Memory of the gradient's square; below Adam's 0.999 it keeps contrastive training steady."""
     epsilon: float = 1e-8
     """Added to the root of the squared gradient's mean."""
+    image: TowerOptimizerConfig = field(default_factory=TowerOptimizerConfig)
+    """The image tower."""
+    text: TowerOptimizerConfig = field(default_factory=TowerOptimizerConfig)
+    """The text tower."""
 
     def __post_init__(self):
         for name in ("learning_rate", "weight_decay", "epsilon"):
@@ -36,10 +64,12 @@ class OptimizerConfig:
                 raise ConfigError(f"{name}: expected in [0, 1), found {getattr(self, name)}")
 
 
-def make_optimizer(config: OptimizerConfig, model: NavitClip) -> torch.optim.AdamW:
+def make_optimizer(
+    config: OptimizerConfig, model: NavitClip, undecayed: Sequence[Tower] = ()
+) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; the loop sets each step's learning rate."""
     return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
+        parameter_groups(config, model, undecayed),
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
@@ -47,14 +77,69 @@ def make_optimizer(config: OptimizerConfig, model: NavitClip) -> torch.optim.Ada
     )
 
 
-def parameter_groups(model: NavitClip, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms, biases, embeddings of positions, the probe, t' and b do not."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+def freeze_towers(config: OptimizerConfig, model: NavitClip) -> None:
+    """Takes the frozen towers' weights out of training: no gradient, no optimizer state."""
+    for tower in TOWERS:
+        if getattr(config, tower).freeze:
+            getattr(model, tower).requires_grad_(False)
+
+
+def parameter_groups(
+    config: OptimizerConfig, model: NavitClip, undecayed: Sequence[Tower] = ()
+) -> list[dict[str, Any]]:
+    """Parameters that share a learning rate and a weight decay, for a torch optimizer.
+
+    Matrices decay; norms, biases, positions, the probe, t' and b do not.
+
+    Args:
+        config: see there.
+        model: what is trained; parameters that take no gradient are in no group.
+        undecayed: towers no weight of which decays: those that start from trained weights.
+
+    Returns:
+        Groups of `params`, `weight_decay`, and `learning_rate_share`, by which a step's learning rate is
+        multiplied.
+    """
+    groups: dict[_Treatment, list[nn.Parameter]] = {}
+    for treatment, parameter in _treatments(config, model, undecayed):
+        groups.setdefault(treatment, []).append(parameter)
+    return [{"params": parameters, **treatment._asdict()} for treatment, parameters in groups.items()]
+
+
+class _Treatment(NamedTuple):
+    learning_rate_share: float
+    weight_decay: float
+
+
+def _treatments(
+    config: OptimizerConfig, model: NavitClip, undecayed: Sequence[Tower]
+) -> Iterator[tuple[_Treatment, nn.Parameter]]:
     for name, parameter in model.named_parameters():
-        matrix = parameter.ndim == 2 and parameter.shape[0] > 1 and ".position" not in name
-        (decayed if matrix else kept).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
+        if not parameter.requires_grad:
+            continue
+        tower = name.partition(".")[0]
+        if tower not in TOWERS:
+            yield _Treatment(1.0, 0.0), parameter
+            continue
+        own: TowerOptimizerConfig = getattr(config, tower)
+        depth = getattr(model.config, tower).depth
+        share = own.learning_rate_share * own.layer_decay ** (depth + 1 - _layer(name, depth))
+        decays = _is_matrix(name, parameter) and tower not in undecayed
+        yield _Treatment(share, config.weight_decay * own.weight_decay_share if decays else 0.0), parameter
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a weight multiplies vectors. A table of positions is as flat as a matrix, but is added to them.
+
+    The towers call whatever holds positions `position…`.
+    """
+    positional = any(part.startswith("position") for part in name.split("."))
+    return parameter.ndim == 2 and parameter.shape[0] > 1 and not positional
+
+
+def _layer(name: str, depth: int) -> int:
+    """0 for embeddings, 1 to `depth` for blocks, one more for what comes after them."""
+    block = re.search(r"\.blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    return 0 if re.search(r"embedding|\.position", name) else depth + 1

@@ -22,9 +22,10 @@ from navit_clip.tokenizer import Tokenizer, load_tokenizer
 from training.checkpoint import LATEST, Progress, find_checkpoint, load_checkpoint
 from training.config import RunConfig
 from training.engine import Engine
+from training.initial_weights import load_initial_weights
 from training.loop import train
 from training.metrics import Recorder
-from training.optimizer import make_optimizer
+from training.optimizer import freeze_towers, make_optimizer
 from training.validation import validation_loss
 
 
@@ -74,9 +75,14 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
 
     torch.manual_seed(config.seed)
     model = NavitClip(config.model)
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    engine = Engine(config.engine, model, make_optimizer(config.optimizer, model), world)
-    progress, origin = Progress(), "from the start"
+    if checkpoint is None:
+        load_initial_weights(config.init_from, model, tokenizer)
+    freeze_towers(config.optimizer, model)
+    sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
+    optimizer = make_optimizer(config.optimizer, model, config.init_from.undecayed)
+    engine = Engine(config.engine, model, optimizer, world)
+    progress = Progress()
+    origin = ", ".join(f"{tower} tower from {folder}" for tower, folder in config.init_from.folders.items())
     if checkpoint is not None:
         progress, loader_state = load_checkpoint(checkpoint, engine, world)
         loader.load_state(loader_state)
@@ -87,8 +93,10 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         save_config(config, run / "config.yaml")
     recorder = Recorder(run, progress, config.pairs, world)
     recorder.say(
-        f"{run}: {size:.1f}M parameters, ZeRO {config.engine.zero_stage}, {config.engine.precision} on "
-        f"{world.size} x {world.device.type}, {backend} attention, {origin}"
+        f"{run}: {sum(size for size, _ in sizes):.1f}M parameters, "
+        f"{sum(size for size, trained in sizes if trained):.1f}M trained, ZeRO {config.engine.zero_stage}, "
+        f"{config.engine.precision} on {world.size} x {world.device.type}, {backend} attention, "
+        f"{origin or 'from the start'}"
     )
     try:
         return train(

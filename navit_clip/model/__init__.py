@@ -1,12 +1,13 @@
 """The towers: packed images and packed captions -> embeddings."""
 
 from navit_clip.model.attention import choose_backend, packed_attention
-from navit_clip.model.clip import ClipConfig, NavitClip
+from navit_clip.model.clip import TOWERS, ClipConfig, NavitClip, Tower
 from navit_clip.model.image_tower import ImageTower, ImageTowerConfig
 from navit_clip.model.positions import PositionConfig
 from navit_clip.model.text_tower import TextTower, TextTowerConfig
 
 __all__ = [
+    "TOWERS",
     "ClipConfig",
     "ImageTower",
     "ImageTowerConfig",
@@ -14,6 +15,7 @@ __all__ = [
     "PositionConfig",
     "TextTower",
     "TextTowerConfig",
+    "Tower",
     "choose_backend",
     "packed_attention",
 ]

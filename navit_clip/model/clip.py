@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,10 @@ from navit_clip.errors import ConfigError
 from navit_clip.model.image_tower import ImageTower, ImageTowerConfig
 from navit_clip.model.initialization import initialize
 from navit_clip.model.text_tower import TextTower, TextTowerConfig
+
+Tower = Literal["image", "text"]
+TOWERS: tuple[Tower, ...] = get_args(Tower)
+"""What the towers are called in a model, in its config and in the names of its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
