@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("training.train", "train a pair of towers on shards"),
     "eval": ("eval.evaluate", "zero-shot classification and retrieval"),
     "export": ("navit_clip.huggingface.export", "a trained model as a plain transformers folder"),
+    "import": ("navit_clip.huggingface.importing", "SigLIP 2, SigLIP or open_clip weights as a model folder"),
     "tokenizer": ("navit_clip.tokenizer_training", "train a tokenizer on the captions of shards"),
     "report": ("eval.report", "one HTML page of a run: curves, scores, pictures"),
 }

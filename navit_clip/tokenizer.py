@@ -6,8 +6,10 @@
     open_clip     CLIP's BPE, as the open_clip package has it.
     huggingface   any tokenizer folder that transformers can read.
 
-Ids of a caption end with the end token, are cut to a length so that the end token stays, and are never
-padded: captions are packed. Every tokenizer can be pickled, since worker processes carry one.
+Ids of a caption end with the end token and are cut to a length so that the end token stays. They are not
+padded, since captions are packed; only a text tower that was trained to attend to padding, as Google's
+SigLIP towers were, has a `PaddedTokenizer` round one of these. Every tokenizer can be pickled, since worker
+processes carry one.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -40,6 +42,10 @@ LEARNED_PIECES = Regex(r"▁?[\p{L}\p{M}]+|▁?\p{N}|▁?<|▁?[^\s▁<\p{L}\p{M
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 OPEN_CLIP_FILE = "open_clip_tokenizer.json"
+PADDING_FILE = "padding.json"
+
+Cleaning = Literal["none", "canonicalize"]
+"""What is done to a caption first: nothing, or open_clip's lower case without punctuation."""
 
 
 @runtime_checkable
@@ -57,7 +63,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, captions: Sequence[str], max_length: int) -> list[list[int]]:
-        """Ids of each caption: at least one, at most `max_length`, the end token last."""
+        """Ids of each caption: at least one, at most `max_length`, the end token last, or then padding."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -132,7 +138,7 @@ class HuggingFaceTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            backend = AutoTokenizer.from_pretrained(folder)
+            backend = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder}: no tokenizer that transformers can read: {error}") from error
         end = backend.eos_token_id if backend.eos_token_id is not None else backend.sep_token_id
@@ -156,6 +162,47 @@ class HuggingFaceTokenizer:
         self._backend.save_pretrained(folder)
 
 
+class PaddedTokenizer:
+    """Another tokenizer's ids, padded on the right to `max_length`.
+
+    For text towers whose padding is attended to and whose last position is pooled, whatever stands there.
+
+    Args:
+        tokenizer: whose ids these are.
+        pad_id: the padding token.
+        cleaning: what is done to a caption before it is encoded.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, pad_id: int, cleaning: Cleaning = "none"):
+        self.pad_id = pad_id
+        self._tokenizer = tokenizer
+        self.cleaning = cleaning
+
+    @property
+    def form(self) -> str:
+        return self._tokenizer.form if self.cleaning == "none" else "huggingface"
+
+    @property
+    def vocab_size(self) -> int:
+        return max(self._tokenizer.vocab_size, self.pad_id + 1)
+
+    def encode(self, captions: Sequence[str], max_length: int) -> list[list[int]]:
+        ids = self._tokenizer.encode([self._clean(caption) for caption in captions], max_length)
+        return [[*caption, *[self.pad_id] * (max_length - len(caption))] for caption in ids]
+
+    def save(self, folder: Path) -> None:
+        self._tokenizer.save(folder)
+        settings = {"pad_id": self.pad_id, "cleaning": self.cleaning}
+        (folder / PADDING_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    def _clean(self, caption: str) -> str:
+        if self.cleaning == "none":
+            return caption
+        from open_clip.tokenizer import get_clean_fn
+
+        return get_clean_fn(self.cleaning)(caption)
+
+
 def load_tokenizer(spec: str | Path) -> Tokenizer:
     """The tokenizer that `spec` names: `open_clip`, or a folder.
 
@@ -174,9 +221,16 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
             f"{folder}: no such tokenizer folder (expected a folder that `navit-clip tokenizer train` "
             "wrote, a Hugging Face tokenizer folder, or the word open_clip)"
         )
-    if (folder / OPEN_CLIP_FILE).exists():
-        return OpenClipTokenizer()
-    return _siglip2(folder) or HuggingFaceTokenizer(folder)
+    tokenizer = _unpadded(folder)
+    if not (folder / PADDING_FILE).exists():
+        return tokenizer
+    try:
+        settings = json.loads((folder / PADDING_FILE).read_text())
+        return PaddedTokenizer(tokenizer, settings["pad_id"], settings["cleaning"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / PADDING_FILE}: expected a pad_id and a cleaning: {error}"
+        ) from error
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Siglip2Tokenizer:
@@ -252,6 +306,12 @@ def _cut(ids: list[int], max_length: int, end: int) -> list[int]:
     return ids if len(ids) <= max_length else [*ids[: max_length - 1], end]
 
 
+def _unpadded(folder: Path) -> Tokenizer:
+    if (folder / OPEN_CLIP_FILE).exists():
+        return OpenClipTokenizer()
+    return _siglip2(folder) or HuggingFaceTokenizer(folder)
+
+
 def _siglip2(folder: Path) -> Siglip2Tokenizer | None:
     """The folder's tokenizer if all its steps are those of the SigLIP 2 form, whatever its vocabulary."""
     path = folder / TOKENIZER_FILE
@@ -261,12 +321,22 @@ def _siglip2(folder: Path) -> Siglip2Tokenizer | None:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
         raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from error
+    backend.no_padding()  # transformers saves the settings of its last call, too
+    backend.no_truncation()
     expected = _backend(models.BPE(unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True), SPECIAL_TOKENS)
     return Siglip2Tokenizer(backend) if _steps(backend) == _steps(expected) else None
 
 
-def _steps(backend: tokenizers.Tokenizer) -> dict:
-    """Everything about a tokenizer but its vocabulary and merges."""
+def _steps(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    """Everything about a tokenizer that bears on one caption's ids, but for its vocabulary and merges.
+
+    Tokens that were added to the special ones, such as Gemma's unused ones, count as vocabulary.
+    """
     steps = json.loads(backend.to_str())
-    steps["model"] = {**steps["model"], "vocab": None, "merges": None}
-    return {**steps, "padding": None, "truncation": None}
+    ids = {token["content"]: token["id"] for token in steps["added_tokens"]}
+    return {
+        **{name: steps[name] for name in ("normalizer", "pre_tokenizer", "decoder")},
+        "model": {**steps["model"], "vocab": None, "merges": None},
+        "template": (steps["post_processor"] or {}).get("single"),
+        "special": [ids.get(token) for token in SPECIAL_TOKENS],
+    }

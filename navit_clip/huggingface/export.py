@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from transformers.utils import logging as transformers_logging
 
 from navit_clip.errors import ConfigError
 from navit_clip.huggingface.examples import Examples, find_examples
 from navit_clip.huggingface.folder import write_siglip2
 from navit_clip.huggingface.model_card import has_card, model_card
+from navit_clip.huggingface.quiet import quiet_transformers
 from navit_clip.huggingface.siglip2 import TowerName
 from navit_clip.huggingface.verification import Verification, verify
 from navit_clip.weights import LoadedModel, load_model, resolve_model_folder, whole_folder
@@ -30,7 +28,7 @@ def main(argv: list[str]) -> int:
     loaded = load_model(resolve_model_folder(arguments.run))
     examples = find_examples(arguments.images, arguments.run)
     tokens_per_image = arguments.tokens_per_image or _evaluated_tokens(arguments.run)
-    with _quiet_transformers():
+    with quiet_transformers():
         verification = export(loaded, arguments.folder, arguments.tower, examples, tokens_per_image)
     print(f"{arguments.folder}: reloaded with transformers and compared with the trained model")
     if arguments.tower != "text":
@@ -76,21 +74,6 @@ def _evaluated_tokens(run: Path) -> int:
     key = "evaluation.tokens_per_image"
     found = OmegaConf.select(OmegaConf.load(config), key) if config.exists() else None
     return found or TOKENS_PER_IMAGE
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars, and no warnings about defaults that a config does not use."""
-    verbosity = transformers_logging.get_verbosity()
-    bars_were_shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars_were_shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _parser() -> argparse.ArgumentParser:

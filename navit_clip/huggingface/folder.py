@@ -24,7 +24,13 @@ from navit_clip.huggingface.siglip2 import (
     siglip2_config,
     siglip2_weights,
 )
+from navit_clip.tokenizer import PADDING_FILE, PaddedTokenizer
 from navit_clip.weights import LoadedModel
+
+MASKED_PADDING = {"padding_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
+"""Of packed captions: padding is masked, and each caption's last token comes last."""
+ATTENDED_PADDING = {"padding_side": "right", "model_input_names": ["input_ids"]}
+"""Of captions that were trained padded, as in Google's models: without a mask the padding is attended to."""
 
 
 def write_siglip2(loaded: LoadedModel, folder: Path, tower: TowerName, tokens_per_image: int) -> None:
@@ -71,7 +77,11 @@ def _save_processor(loaded: LoadedModel, folder: Path, tower: TowerName, tokens_
         image_processor.save_pretrained(folder)
         return
     loaded.tokenizer.save(folder)
-    tokenizer = Siglip2Tokenizer.from_pretrained(folder, padding_side="left", model_max_length=CONTEXT_LENGTH)
+    (folder / PADDING_FILE).unlink(missing_ok=True)  # transformers has settings of its own for this
+    padding = MASKED_PADDING
+    if isinstance(loaded.tokenizer, PaddedTokenizer):
+        padding = ATTENDED_PADDING
+    tokenizer = Siglip2Tokenizer.from_pretrained(folder, **padding, model_max_length=CONTEXT_LENGTH)
     for left_by_loading in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(left_by_loading, None)
     if tower == "text":

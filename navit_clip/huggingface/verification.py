@@ -99,9 +99,8 @@ def _compare_captions(loaded, model, folder, tower, captions) -> float:
         settings = {"padding": "max_length", "truncation": True, "max_length": CONTEXT_LENGTH}
         inputs = tokenizer(list(captions), **settings, return_tensors="pt")
     ids = loaded.tokenizer.encode(captions, CONTEXT_LENGTH)
-    for caption, ours, padded, mask in zip(
-        captions, ids, inputs["input_ids"], inputs["attention_mask"], strict=True
-    ):
+    masks = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+    for caption, ours, padded, mask in zip(captions, ids, inputs["input_ids"], masks, strict=True):
         theirs = padded[mask.bool()].tolist()
         if theirs != ours or not bool(mask[-1]):
             raise ExportError(f"the exported tokenizer reads {caption!r} as {theirs}, expected {ours}")

@@ -1,0 +1,151 @@
+"""An imported model against the one that it came from, run by that one's own library.
+
+Images are noise, as the same bytes to both: on grids of several shapes where the other model takes them, on
+the one grid that it was trained at where it does not. Captions go through both tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Siglip2Model, SiglipModel, SiglipVisionConfig
+
+from navit_clip.batch import Captions, PackedImages, Patches, caption_identity
+from navit_clip.data.patches import cut_grid
+from navit_clip.errors import CheckpointError
+from navit_clip.huggingface.examples import CAPTIONS
+from navit_clip.tokenizer import PaddedTokenizer
+from navit_clip.weights import LoadedModel
+
+BOUND = 1e-5
+"""Largest difference between two values of unit vectors."""
+GRIDS = ((1, 1), (1, 40), (7, 7), (11, 22), (20, 9))
+
+
+@dataclass(frozen=True, slots=True)
+class ImportVerification:
+    """How far the imported model is from the original, at most."""
+
+    num_images: int
+    image_difference: float
+    num_captions: int
+    caption_difference: float
+
+
+def verify_import(
+    loaded: LoadedModel, theirs: nn.Module, tokenizer: Any, exact: bool = True
+) -> ImportVerification:
+    """Compares scalars, token ids and embeddings, on the CPU in float32.
+
+    Args:
+        loaded: the imported model.
+        theirs: a SiglipModel, a Siglip2Model or an open_clip model, with its weights.
+        tokenizer: its own, of transformers or open_clip.
+        exact: whether vectors have to be equal; they are measured in any case.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    for name in ("logit_scale", "logit_bias"):
+        if getattr(loaded.model, name).item() != getattr(theirs, name).item():
+            raise CheckpointError(f"the imported model is not the original: its {name} differs")
+    images = _images(loaded, theirs)
+    with torch.no_grad():
+        of_images = loaded.model.encode_images(PackedImages.pack(images))
+        image_difference = _difference(of_images, _their_images(theirs, images, loaded))
+        ids = _checked_ids(loaded, tokenizer)
+        packed = Captions.pack(ids, [caption_identity(caption) for caption in CAPTIONS])
+        of_captions = loaded.model.encode_captions(packed)
+        caption_difference = _difference(of_captions, _their_captions(theirs, ids, loaded))
+    for kind, difference in (("images", image_difference), ("captions", caption_difference)):
+        if exact and not difference <= BOUND:  # a NaN is not within the bound either
+            raise CheckpointError(
+                f"the imported model is not the original: embeddings of {kind} differ by {difference:.1e}, "
+                f"expected at most {BOUND:.0e}"
+            )
+    return ImportVerification(len(images), image_difference, len(CAPTIONS), caption_difference)
+
+
+def _images(loaded: LoadedModel, theirs: nn.Module) -> list[Patches]:
+    config = loaded.model.config.image
+    side = config.position.table_side
+    noise = np.random.default_rng(0)
+    grids = (*GRIDS, (side, side)) if isinstance(theirs, Siglip2Model) else [(side, side)] * 4
+    sizes = [(rows * config.patch_size, columns * config.patch_size, 3) for rows, columns in grids]
+    pictures = [noise.integers(0, 256, size, dtype=np.uint8) for size in sizes]
+    return [cut_grid(picture, config.patch_size, grid) for picture, grid in zip(pictures, grids, strict=True)]
+
+
+def _their_images(
+    theirs: nn.Module, images: Sequence[Patches], loaded: LoadedModel
+) -> Float[Tensor, "images dim"]:
+    pixels = [torch.from_numpy(image.pixels) / 127.5 - 1 for image in images]
+    if isinstance(theirs, Siglip2Model):
+        pooled = [
+            theirs.vision_model(
+                part[None], torch.ones(1, len(part)), torch.tensor([image.grid])
+            ).pooler_output
+            for part, image in zip(pixels, images, strict=True)
+        ]
+        return torch.cat(pooled)
+    patch_size = loaded.model.config.image.patch_size
+    squares = torch.stack([_square(part, patch_size) for part in pixels])
+    if isinstance(theirs, SiglipModel):
+        vision = theirs.config.vision_config
+        assert isinstance(vision, SiglipVisionConfig)
+        assert isinstance(vision.image_size, int)
+        rest = (
+            vision.image_size - squares.shape[-1]
+        )  # pixels that fill no patch, and that the convolution does not reach
+        return theirs.vision_model(F.pad(squares, (0, rest, 0, rest))).pooler_output
+    return theirs.encode_image(squares)  # pyright: ignore[reportCallIssue] (open_clip's model)
+
+
+def _their_captions(
+    theirs: nn.Module, ids: Sequence[Sequence[int]], loaded: LoadedModel
+) -> Float[Tensor, "captions dim"]:
+    length = loaded.model.config.text.context_length
+    padded = torch.tensor([[0] * (length - len(caption)) + list(caption) for caption in ids])
+    if isinstance(theirs, SiglipModel | Siglip2Model):
+        mask = torch.tensor([[0] * (length - len(caption)) + [1] * len(caption) for caption in ids])
+        return theirs.text_model(padded, mask).pooler_output
+    return theirs.encode_text(padded)  # pyright: ignore[reportCallIssue] (open_clip's model)
+
+
+def _checked_ids(loaded: LoadedModel, tokenizer: Any) -> list[list[int]]:
+    """Our ids of the captions, which are theirs."""
+    length = loaded.model.config.text.context_length
+    ids = loaded.tokenizer.encode(CAPTIONS, length)
+    for caption, ours in zip(CAPTIONS, ids, strict=True):
+        theirs = _their_ids(caption, loaded, tokenizer, length)
+        if theirs != ours:
+            raise CheckpointError(f"the original's tokenizer reads {caption!r} as {theirs}, ours as {ours}")
+    return ids
+
+
+def _their_ids(caption: str, loaded: LoadedModel, tokenizer: Any, length: int) -> list[int]:
+    padded = loaded.tokenizer if isinstance(loaded.tokenizer, PaddedTokenizer) else None
+    if not hasattr(tokenizer, "pad_token_id"):  # one of open_clip, which cleans and pads by itself
+        return tokenizer([caption], length)[0].tolist()
+    ids: list[int] = tokenizer(caption, truncation=True, max_length=length).input_ids
+    if tokenizer.eos_token_id not in ids:  # every caption was trained with one
+        ids = [*ids[: length - 1], tokenizer.eos_token_id]
+    return ids if padded is None else [*ids, *[padded.pad_id] * (length - len(ids))]
+
+
+def _square(patches: Float[Tensor, "tokens patch_dim"], patch_size: int) -> Float[Tensor, "3 height width"]:
+    """The picture that a square grid of patches was cut from."""
+    side = round(len(patches) ** 0.5)
+    tiles = patches.view(side, side, patch_size, patch_size, 3)
+    return tiles.permute(4, 0, 2, 1, 3).reshape(3, side * patch_size, side * patch_size)
+
+
+def _difference(ours: Float[Tensor, "vectors dim"], pooled: Float[Tensor, "vectors dim"]) -> float:
+    return float((F.normalize(pooled, dim=-1) - ours).abs().max())

@@ -1,0 +1,238 @@
+"""`navit-clip import`: SigLIP 2, SigLIP or open_clip's SigLIP -> a model folder of ours, verified first.
+
+Only data is read: config, safetensors, tokenizer. Code that lies in a folder is never run. The image tower
+then takes any number of images of any size in one pack, and a run can go on training from the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    GemmaTokenizer,
+    Siglip2Config,
+    Siglip2Model,
+    Siglip2Tokenizer,
+    SiglipConfig,
+    SiglipModel,
+)
+
+from navit_clip.errors import CheckpointError
+from navit_clip.huggingface import open_clip_format, siglip, siglip2
+from navit_clip.huggingface.import_verification import ImportVerification, verify_import
+from navit_clip.huggingface.quiet import quiet_transformers
+from navit_clip.huggingface.weight_files import read_json, read_weights
+from navit_clip.model import ClipConfig, NavitClip
+from navit_clip.tokenizer import Cleaning, OpenClipTokenizer, PaddedTokenizer, Tokenizer, load_tokenizer
+from navit_clip.weights import LoadedModel, check_weights, save_model
+
+CONFIG_FILE = "config.json"
+KINDS = {"siglip2": (Siglip2Config, Siglip2Model), "siglip": (SiglipConfig, SiglipModel)}
+"""What transformers calls the models that can come in: config and model classes."""
+PADDED, PACKED = CAPTIONS = ("padded", "packed")
+
+
+class ImportedModel(NamedTuple):
+    """A model of another format, as ours and as its own library has it."""
+
+    loaded: LoadedModel
+    theirs: torch.nn.Module
+    """transformers' or open_clip's own model with the same weights."""
+    tokenizer: Any
+    """Its library's own tokenizer."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Imports, verifies, and says what was compared."""
+    arguments = _parser().parse_args(argv)
+    with quiet_transformers():
+        imported = import_folder(
+            arguments.folder, arguments.allow_pickle, arguments.tanh_gelu, arguments.captions
+        )
+        verification = verify_import(*imported, exact=not arguments.tanh_gelu)
+    save_model(*imported.loaded, arguments.out)
+    _say(arguments.out, imported.loaded, verification)
+    return 0
+
+
+def import_folder(
+    folder: Path, allow_pickle: bool = False, tanh_gelu: bool = False, captions: str | None = None
+) -> ImportedModel:
+    """Reads a SigLIP 2, SigLIP or open_clip folder.
+
+    Args:
+        folder: as transformers' or open_clip's own loaders take it.
+        allow_pickle: read pickled weights where there are no others, tensors alone.
+        tanh_gelu: take an exact GELU for the tanh approximation.
+        captions: "padded" to the context length, as Google's text towers were trained, or "packed";
+            without it, packed where the tokenizer is saved to pad on the left under a mask, as our own
+            exports are, and padded otherwise.
+
+    Raises:
+        CheckpointError: the folder is of another kind or is not whole, or its model cannot be expressed;
+            lists what is wrong.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    if (folder / open_clip_format.CONFIG_FILE).exists():
+        return _import_open_clip(folder, allow_pickle, tanh_gelu)
+    if not (folder / CONFIG_FILE).exists():
+        raise CheckpointError(
+            f"{folder}: expected a transformers folder ({CONFIG_FILE}) or an open_clip folder "
+            f"({open_clip_format.CONFIG_FILE}), found {_listing(folder)}"
+        )
+    return _import_transformers(folder, allow_pickle, captions)
+
+
+def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None) -> ImportedModel:
+    settings = read_json(folder / CONFIG_FILE)
+    kind = settings.get("model_type")
+    if kind not in KINDS:
+        single = f"{kind}".startswith("siglip")
+        raise CheckpointError(
+            f"{folder}: expected a model of type {' or '.join(KINDS)}, a pair of towers, found {kind}"
+            + (": one tower alone" if single else "")
+        )
+    config_class, model_class = KINDS[kind]
+    try:
+        config = config_class.from_dict(settings)
+        with torch.device("meta"):
+            theirs = model_class(config)
+    except (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: not a config that transformers reads: {error}"
+        ) from error
+    siglip2_config = siglip.siglip2_config_of(config) if isinstance(config, SiglipConfig) else config
+    ours = siglip2.clip_config(siglip2_config)
+    weights = read_weights(folder, ["model"], allow_pickle)
+    # Checkpoints of older versions hold the numbers 0, 1, 2 … of the positions, too.
+    weights = {name: weight.float() for name, weight in weights.items() if not name.endswith(".position_ids")}
+    check_weights(weights, theirs.state_dict(), where=str(folder))
+    own_tokenizer = _own_tokenizer(folder)
+    tokenizer = _tokenizer(own_tokenizer, folder, captions)
+    theirs = model_class(config)
+    theirs.load_state_dict(weights)
+    if kind == "siglip":
+        weights = siglip.siglip2_weights_of(weights)
+    loaded = _loaded(ours, siglip2.clip_weights(weights, ours), tokenizer, folder)
+    return ImportedModel(loaded, theirs.eval(), own_tokenizer)
+
+
+def _import_open_clip(folder: Path, allow_pickle: bool, tanh_gelu: bool) -> ImportedModel:
+    from open_clip import get_tokenizer
+
+    settings = read_json(folder / open_clip_format.CONFIG_FILE)
+    model = open_clip_format.open_clip_model(settings, tanh_gelu)
+    config = open_clip_format.clip_config(model)
+    found = read_weights(folder, ["open_clip_model", "model"], allow_pickle)
+    found = {name: weight.float() for name, weight in found.items()}
+    weights = open_clip_format.clip_weights(found, model, config, str(folder))
+    theirs = open_clip_format.build(settings)
+    theirs.load_state_dict(found)
+    cleaning: Cleaning = "none"
+    if model.text.hf_tokenizer_name is None:
+        own, pad_id = OpenClipTokenizer(), 0
+    else:
+        clean = (model.text.tokenizer_kwargs or {}).get("clean", "whitespace")
+        if clean != "canonicalize":
+            raise CheckpointError(
+                f"{folder}: text_cfg.tokenizer_kwargs.clean: expected canonicalize, found {clean}"
+            )
+        cleaning = "canonicalize"
+        backend = _own_tokenizer(folder)
+        own, pad_id = _kept(backend), backend.pad_token_id
+    tokenizer = PaddedTokenizer(own, pad_id, cleaning)
+    loaded = _loaded(config, weights, tokenizer, folder)
+    return ImportedModel(loaded, theirs.eval(), get_tokenizer(f"local-dir:{folder}"))
+
+
+def _loaded(
+    config: ClipConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path
+) -> LoadedModel:
+    if tokenizer.vocab_size > config.text.vocab_size:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, and its text tower takes only "
+            f"{config.text.vocab_size}: not the tokenizer of this model"
+        )
+    with torch.device("meta"):
+        model = NavitClip(config)
+    model.load_state_dict({name: weight.contiguous() for name, weight in weights.items()}, assign=True)
+    return LoadedModel(model.eval(), tokenizer)
+
+
+def _own_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a folder, which can pad."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{folder}: no tokenizer that transformers can read: {error}") from error
+    if isinstance(tokenizer, GemmaTokenizer):
+        # SigLIP 2's captions were lower-cased. Its fixed-resolution folders name Gemma's class, which is not.
+        tokenizer = Siglip2Tokenizer.from_pretrained(folder)
+    if not isinstance(tokenizer.pad_token_id, int):
+        raise CheckpointError(f"{folder}: its tokenizer has no padding token")
+    return tokenizer
+
+
+def _tokenizer(own: Any, folder: Path, captions: str | None) -> Tokenizer:
+    """A transformers tokenizer as ours; padded where the text tower was trained to see padding."""
+    settings = read_json(folder / "tokenizer_config.json")
+    if captions is None:
+        masked = "attention_mask" in own.model_input_names
+        captions = PACKED if settings.get("padding_side") == "left" and masked else PADDED
+    tokenizer = _kept(own)
+    return tokenizer if captions == PACKED else PaddedTokenizer(tokenizer, own.pad_token_id)
+
+
+def _kept(own: Any) -> Tokenizer:
+    """Ours, from the files that transformers writes of what it built."""
+    with tempfile.TemporaryDirectory() as folder:
+        own.save_pretrained(folder)
+        return load_tokenizer(folder)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+
+
+def _say(out: Path, loaded: LoadedModel, verification: ImportVerification) -> None:
+    image, text = loaded.model.config.image, loaded.model.config.text
+    padded = isinstance(loaded.tokenizer, PaddedTokenizer)
+    print(
+        f"{out}: image tower {image.width} x {image.depth}, patches of {image.patch_size}; text tower "
+        f"{text.width} x {text.depth}; captions "
+        + (f"padded to {text.context_length} tokens, as it was trained" if padded else "packed")
+    )
+    print(
+        f"  {verification.num_images} images: unit vectors at most {verification.image_difference:.1e} from "
+        "the original's"
+    )
+    print(
+        f"  {verification.num_captions} captions: equal token ids, unit vectors at most "
+        f"{verification.caption_difference:.1e} apart"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="navit-clip import", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a SigLIP 2, SigLIP or open_clip model folder")
+    parser.add_argument("out", type=Path, help="model folder to write")
+    parser.add_argument(
+        "--captions",
+        choices=CAPTIONS,
+        help="how captions reach the text tower (as its tokenizer's settings say; Google's: padded)",
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="read .bin or .pt weights, tensors alone")
+    parser.add_argument(
+        "--tanh-gelu", action="store_true", help="take open_clip's exact GELU for its tanh approximation"
+    )
+    return parser

@@ -1,0 +1,298 @@
+"""open_clip's SigLIP models (a timm tower with attention pooling, open_clip's text tower) and their weights.
+
+What bears on the outputs is read from their config and from the timm tower that it names, built without
+weights. Whatever our towers lack is listed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from navit_clip.errors import CheckpointError
+from navit_clip.huggingface.siglip import flattened_convolution
+from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.weights import check_weights
+
+CONFIG_FILE = "open_clip_config.json"
+EXACT_GELU = (
+    "has the exact GELU, ours is the tanh approximation, with which Google trained SigLIP's weights; "
+    "--tanh-gelu imports them so, about 1e-3 away from what open_clip computes"
+)
+
+_TEXT = {
+    "hf_model_name": None,
+    "no_causal_mask": True,
+    "pool_type": "last",
+    "proj_type": "linear",
+    "proj_bias": True,
+    "embed_cls": False,
+    "final_ln_after_pool": False,
+    "ls_init_value": None,
+    "block_type": None,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+}
+"""What a text tower must be."""
+
+# Modules with a weight and a bias, ours and theirs.
+_OUTSIDE_BLOCKS = {
+    "image.transformer.norm": "visual.trunk.norm",
+    "image.pooling.output": "visual.trunk.attn_pool.proj",
+    "image.pooling.norm": "visual.trunk.attn_pool.norm",
+    "image.pooling.mlp.expand": "visual.trunk.attn_pool.mlp.fc1",
+    "image.pooling.mlp.contract": "visual.trunk.attn_pool.mlp.fc2",
+    "text.transformer.norm": "text.ln_final",
+    "text.head": "text.text_projection",
+}
+_IN_IMAGE_BLOCK = {
+    "attention_norm": "norm1",
+    "attention.query_key_value": "attn.qkv",
+    "attention.output": "attn.proj",
+    "mlp_norm": "norm2",
+    "mlp.expand": "mlp.fc1",
+    "mlp.contract": "mlp.fc2",
+}
+_IN_TEXT_BLOCK = {
+    "attention_norm": "ln_1",
+    "attention.output": "attn.out_proj",
+    "mlp_norm": "ln_2",
+    "mlp.expand": "mlp.c_fc",
+    "mlp.contract": "mlp.c_proj",
+}
+_TENSORS = {
+    "logit_scale": "logit_scale",
+    "logit_bias": "logit_bias",
+    "image.pooling.probe": "visual.trunk.attn_pool.latent",
+    "text.token_embedding.weight": "text.token_embedding.weight",
+    "text.position_embedding.weight": "text.positional_embedding",
+}
+
+
+class OpenClipModel(NamedTuple):
+    """An open_clip model's settings."""
+
+    vision: CLIPVisionCfg
+    text: CLIPTextCfg
+    embed_dim: int
+    trunk: Any
+    """The timm tower, a VisionTransformer or a NaFlexVit, without its weights."""
+
+
+def open_clip_model(config: Mapping[str, Any], tanh_gelu: bool = False) -> OpenClipModel:
+    """Reads a config as open_clip's loader does.
+
+    Args:
+        config: what open_clip_config.json holds.
+        tanh_gelu: take an exact GELU for the tanh approximation.
+
+    Raises:
+        CheckpointError: the config is not open_clip's, or the model is one that our towers cannot express;
+            lists everything that stands in the way.
+    """
+    try:
+        model_config = dict(config["model_cfg"])
+        vision = CLIPVisionCfg(**model_config["vision_cfg"])
+        text = CLIPTextCfg(**model_config["text_cfg"])
+        embed_dim = model_config["embed_dim"]
+    except (LookupError, TypeError) as error:
+        raise CheckpointError(f"{CONFIG_FILE}: not a model that open_clip reads: {error!r}") from error
+    faults = []
+    if model_config.get("init_logit_bias") is None:
+        faults.append("init_logit_bias: expected a number, found none: not a model with a sigmoid loss")
+    faults += _text_faults(text, bool(model_config.get("quick_gelu")), tanh_gelu)
+    trunk = None
+    if vision.timm_model_name is None:
+        faults.append(
+            "vision_cfg: open_clip's own vision transformer (class token, a norm before its blocks, no "
+            "attention pooling); expected a timm_model_name"
+        )
+    else:
+        trunk, trunk_faults = _trunk(vision, tanh_gelu)
+        faults += trunk_faults
+    if trunk is not None and trunk.embed_dim != embed_dim:
+        faults.append(f"embed_dim: expected the tower's width {trunk.embed_dim}, found {embed_dim}")
+    if faults or trunk is None:
+        raise CheckpointError("an open_clip model that our towers cannot express: " + "; ".join(faults))
+    return OpenClipModel(vision, text, embed_dim, trunk)
+
+
+def build(config: Mapping[str, Any]) -> CustomTextCLIP:
+    """open_clip's own model for a config that `open_clip_model` has read; its weights are random."""
+    settings = {name: value for name, value in config["model_cfg"].items() if name != "custom_text"}
+    vision = {**settings["vision_cfg"], "timm_model_pretrained": False}
+    return CustomTextCLIP(**{**settings, "vision_cfg": vision})
+
+
+def clip_config(model: OpenClipModel) -> ClipConfig:
+    """Our config of an open_clip model."""
+    trunk, text = model.trunk, model.text
+    block = trunk.blocks[0]
+    return ClipConfig(
+        image=ImageTowerConfig(
+            width=trunk.embed_dim,
+            depth=len(trunk.blocks),
+            num_heads=block.attn.num_heads,
+            mlp_dim=block.mlp.fc1.out_features,
+            biases=True,
+            norm_eps=block.norm1.eps,
+            patch_size=getattr(trunk, _embedding_layer(trunk)).patch_size[0],
+            position=PositionConfig(kind="grid", table_side=_table_side(trunk)),
+        ),
+        text=TextTowerConfig(
+            width=text.width,
+            depth=text.layers,
+            num_heads=text.heads,
+            mlp_dim=int(text.width * text.mlp_ratio),
+            biases=True,
+            norm_eps=(text.norm_kwargs or {}).get("eps", 1e-5),
+            vocab_size=text.vocab_size,
+            context_length=text.context_length,
+        ),
+    )
+
+
+def clip_weights(
+    weights: Mapping[str, Tensor], model: OpenClipModel, config: ClipConfig, where: str
+) -> dict[str, Tensor]:
+    """An open_clip state dict as ours.
+
+    Raises:
+        CheckpointError: the weights are not those of the model; lists what differs.
+    """
+    with torch.device("meta"):
+        ours = NavitClip(config).state_dict()
+    check_weights(weights, _expected(model, config, ours), where)
+    out = {name: weights[theirs] for name, theirs in _names(config).items()}
+    out["image.position.table"] = weights[_table_name(model)]
+    embedding = weights[f"{_embedding_name(model)}.weight"]
+    out["image.patch_embedding.weight"] = (
+        flattened_convolution(embedding) if embedding.ndim == 4 else embedding
+    )
+    out["image.patch_embedding.bias"] = weights[f"{_embedding_name(model)}.bias"]
+    for kind in ("weight", "bias"):
+        query, key_value = (weights[f"visual.trunk.attn_pool.{part}.{kind}"] for part in ("q", "kv"))
+        out[f"image.pooling.query_key_value_{kind}"] = torch.cat([query, key_value])
+    # Scalars, the probe and the table have axes of one there that they lack here, or the other way round.
+    return {name: weight.reshape(ours[name].shape) for name, weight in out.items()}
+
+
+def _expected(model: OpenClipModel, config: ClipConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names and shapes of the state dict that open_clip would save, without values."""
+    trunk = {f"visual.trunk.{name}": weight for name, weight in model.trunk.state_dict().items()}
+    text = {theirs: ours[name] for name, theirs in _names(config).items() if theirs.startswith("text.")}
+    return {**trunk, **text, **{name: ours[name].reshape(()) for name in ("logit_scale", "logit_bias")}}
+
+
+def _names(config: ClipConfig) -> dict[str, str]:
+    """Our tensors that keep their values, and what they are called there."""
+    modules = dict(_OUTSIDE_BLOCKS)
+    names = dict(_TENSORS)
+    for number in range(config.image.depth):
+        ours, theirs = f"image.transformer.blocks.{number}", f"visual.trunk.blocks.{number}"
+        modules |= {f"{ours}.{name}": f"{theirs}.{other}" for name, other in _IN_IMAGE_BLOCK.items()}
+    for number in range(config.text.depth):
+        ours, theirs = f"text.transformer.blocks.{number}", f"text.transformer.resblocks.{number}"
+        modules |= {f"{ours}.{name}": f"{theirs}.{other}" for name, other in _IN_TEXT_BLOCK.items()}
+        for kind in ("weight", "bias"):
+            names[f"{ours}.attention.query_key_value.{kind}"] = f"{theirs}.attn.in_proj_{kind}"
+    return names | {
+        f"{ours}.{kind}": f"{theirs}.{kind}"
+        for ours, theirs in modules.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def _embedding_layer(trunk: Any) -> str:
+    return "embeds" if isinstance(trunk, NaFlexVit) else "patch_embed"
+
+
+def _embedding_name(model: OpenClipModel) -> str:
+    return f"visual.trunk.{_embedding_layer(model.trunk)}.proj"
+
+
+def _table_name(model: OpenClipModel) -> str:
+    return f"visual.trunk.{'embeds.' if isinstance(model.trunk, NaFlexVit) else ''}pos_embed"
+
+
+def _text_faults(text: CLIPTextCfg, quick_gelu: bool, tanh_gelu: bool) -> list[str]:
+    found = asdict(text)
+    faults = [
+        f"text_cfg.{key}: expected {expected}, found {found[key]}"
+        for key, expected in _TEXT.items()
+        if found[key] != expected
+    ]
+    if quick_gelu:
+        faults.append("quick_gelu: expected false, found true")
+    elif (text.act_kwargs or {}).get("approximate") != "tanh" and not tanh_gelu:
+        faults.append(f"text_cfg: {EXACT_GELU}")
+    return faults
+
+
+def _trunk(vision: CLIPVisionCfg, tanh_gelu: bool) -> tuple[Any, list[str]]:
+    """The timm tower without its weights, and what of it our image tower lacks."""
+    if vision.timm_pool != "map" or vision.timm_proj not in ("none", "", None):
+        found = f"timm_pool {vision.timm_pool} and timm_proj {vision.timm_proj}"
+        return None, [f"vision_cfg: expected timm_pool map and timm_proj none, found {found}"]
+    name = str(vision.timm_model_name)
+    try:
+        with torch.device("meta"):
+            trunk = timm.create_model(name, pretrained=False, num_classes=0, global_pool="map")
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        return None, [f"vision_cfg.timm_model_name: timm {timm.__version__} makes no {name}: {error}"]
+    if not isinstance(trunk, VisionTransformer | NaFlexVit):
+        faults = [f"is a {type(trunk).__name__}, not a plain vision transformer"]
+    else:
+        faults = _trunk_faults(trunk, tanh_gelu)
+    return trunk, [f"vision_cfg.timm_model_name: {name} {fault}" for fault in faults]
+
+
+def _trunk_faults(trunk: Any, tanh_gelu: bool) -> list[str]:
+    block, pool = trunk.blocks[0], trunk.attn_pool
+    parts = {
+        "a norm before its blocks": trunk.norm_pre,
+        "a norm after pooling": trunk.fc_norm,
+        "layer scale": getattr(block, "ls1", nn.Identity()),
+        "QK-norm": getattr(block.attn, "q_norm", nn.Identity()),
+    }
+    faults = [f"has {part}" for part, module in parts.items() if not isinstance(module, nn.Identity)]
+    if trunk.num_prefix_tokens:
+        faults.append(f"has {trunk.num_prefix_tokens} class or register tokens")
+    if pool is None or pool.num_heads != block.attn.num_heads or pool.pos_embed is not None:
+        faults.append("has another attention pooling")
+    if not _table_side(trunk):
+        faults.append("has no square table of learned positions")
+    if isinstance(trunk, NaFlexVit) and trunk.embeds.pos_embed_interp_mode != "bilinear":
+        faults.append(f"resizes positions {trunk.embeds.pos_embed_interp_mode}, ours are bilinear")
+    exact = isinstance(block.mlp.act, nn.GELU)
+    if not _is_tanh_gelu(block.mlp.act) and not (tanh_gelu and exact):
+        faults.append(EXACT_GELU if exact else "has another activation")
+    return faults
+
+
+def _table_side(trunk: Any) -> int:
+    """Entries per axis of the table of positions; 0 where there is no square one."""
+    table = trunk.embeds.pos_embed if isinstance(trunk, NaFlexVit) else trunk.pos_embed
+    if not isinstance(table, Tensor):
+        return 0
+    side = math.isqrt(table.numel() // trunk.embed_dim)
+    return side if side**2 * trunk.embed_dim == table.numel() else 0
+
+
+def _is_tanh_gelu(activation: nn.Module) -> bool:
+    values = torch.linspace(-4, 4, 33)
+    return torch.equal(activation(values), F.gelu(values, approximate="tanh"))

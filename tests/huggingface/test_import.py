@@ -1,0 +1,293 @@
+"""Import: models of transformers and open_clip come in as they are, or not at all."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from navit_clip.batch import PackedImages, Patches
+from navit_clip.cli import main as command
+from navit_clip.data.patches import cut_grid
+from navit_clip.errors import CheckpointError
+from navit_clip.huggingface.export import main as export
+from navit_clip.huggingface.importing import import_folder, main
+from navit_clip.tokenizer import PaddedTokenizer
+from navit_clip.weights import load_model
+from tests.data_builders import noise_picture
+from tests.foreign_folders import CONTEXT_LENGTH, open_clip_folder, siglip2_folder, siglip_folder
+from tests.packs import noise_images, pack, pack_captions
+
+SENTENCES = ["A photo of 3 Dogs", "", "cats " * 90, "<unused0> naïve 日本語", "two words."]
+GRIDS = [(1, 1), (1, 64), (7, 7), (11, 22), (31, 9), (40, 40)]
+
+
+def squares(grid: int, number: int = 3) -> list[Patches]:
+    pictures = [noise_picture(4 * grid, 4 * grid, seed) for seed in range(number)]
+    return [cut_grid(picture, 4, (grid, grid)) for picture in pictures]
+
+
+def as_pixels(number: int, side: int) -> torch.Tensor:
+    pictures = torch.stack([torch.from_numpy(noise_picture(side, side, seed)) for seed in range(number)])
+    return pictures.permute(0, 3, 1, 2) / 127.5 - 1
+
+
+@torch.no_grad()
+def test_siglip2_comes_in_with_padded_captions(tmp_path, capsys):
+    theirs = siglip2_folder(tmp_path / "google", max_shard_size="10KB")
+    assert (tmp_path / "google" / "model.safetensors.index.json").exists()
+    assert command(["import", str(tmp_path / "google"), str(tmp_path / "ours")]) == 0
+    printed = capsys.readouterr().out
+    assert "captions padded to 64 tokens" in printed
+    assert "6 images: unit vectors at most" in printed
+    model, tokenizer = load_model(tmp_path / "ours")
+    images = noise_images(GRIDS, patch_size=4)
+    expected = [
+        theirs.vision_model(
+            torch.from_numpy(image.pixels)[None] / 127.5 - 1,
+            torch.ones(1, len(image)),
+            torch.tensor([image.grid]),
+        ).pooler_output
+        for image in images
+    ]
+    of_images = model.encode_images(pack(images))
+    torch.testing.assert_close(of_images, F.normalize(torch.cat(expected), dim=-1), atol=1e-5, rtol=0)
+
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(tmp_path / "google")
+    ids = own(SENTENCES, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH).input_ids
+    assert tokenizer.encode(SENTENCES, CONTEXT_LENGTH) == ids
+    assert tokenizer.encode(["A DOG"], 64) == tokenizer.encode(["a dog"], 64)
+    of_captions = model.encode_captions(pack_captions(ids))
+    expected = theirs.text_model(torch.tensor(ids)).pooler_output
+    torch.testing.assert_close(of_captions, F.normalize(expected, dim=-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("image_size", [24, 26])
+@torch.no_grad()
+def test_fixed_resolution_siglip_comes_in(tmp_path, image_size):
+    theirs = siglip_folder(tmp_path / "google", image_size)
+    main([str(tmp_path / "google"), str(tmp_path / "ours")])
+    model, tokenizer = load_model(tmp_path / "ours")
+    pixels = F.pad(as_pixels(3, 24), (0, image_size - 24, 0, image_size - 24))
+    expected = F.normalize(theirs.vision_model(pixels).pooler_output, dim=-1)
+    torch.testing.assert_close(model.encode_images(pack(squares(6))), expected, atol=1e-5, rtol=0)
+    assert tokenizer.encode(["A DOG"], 64) == tokenizer.encode(["a dog"], 64)
+    assert isinstance(tokenizer, PaddedTokenizer)
+
+
+@pytest.mark.parametrize(("trunk", "side"), [("small_siglip_tower", 24), ("small_naflex_tower", 16)])
+@torch.no_grad()
+def test_open_clip_comes_in(tmp_path, trunk, side):
+    from open_clip import get_tokenizer
+
+    theirs = open_clip_folder(tmp_path / "theirs", trunk)
+    main([str(tmp_path / "theirs"), str(tmp_path / "ours")])
+    model, tokenizer = load_model(tmp_path / "ours")
+    expected = theirs.encode_image(as_pixels(3, side), normalize=True)
+    torch.testing.assert_close(model.encode_images(pack(squares(side // 4))), expected, atol=1e-5, rtol=0)
+    own = get_tokenizer(f"local-dir:{tmp_path / 'theirs'}")(SENTENCES, CONTEXT_LENGTH)
+    ids = tokenizer.encode(SENTENCES, CONTEXT_LENGTH)
+    assert ids == own.tolist()
+    expected = theirs.encode_text(own, normalize=True)
+    torch.testing.assert_close(model.encode_captions(pack_captions(ids)), expected, atol=1e-5, rtol=0)
+
+
+def test_what_of_open_clip_our_towers_lack_is_listed(tmp_path):
+    changes = {"pool_type": "argmax", "act_kwargs": None, "no_causal_mask": False}
+    open_clip_folder(tmp_path / "theirs", "small_odd_tower", **changes)
+    with pytest.raises(CheckpointError) as raised:
+        import_folder(tmp_path / "theirs")
+    for fault in (
+        "text_cfg.no_causal_mask: expected True, found False",
+        "text_cfg.pool_type: expected last, found argmax",
+        "text_cfg: has the exact GELU",
+        "small_odd_tower has a norm before its blocks",
+        "small_odd_tower has layer scale",
+        "small_odd_tower has QK-norm",
+        "small_odd_tower has 1 class or register tokens",
+        "small_odd_tower has another activation",
+    ):
+        assert fault in str(raised.value)
+
+
+def test_clip_is_refused_with_reasons(tmp_path):
+    config = {"embed_dim": 512, "vision_cfg": {"layers": 12, "width": 768, "patch_size": 32}, "text_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    with pytest.raises(CheckpointError, match="class token, a norm before its blocks") as raised:
+        import_folder(tmp_path)
+    assert "text_cfg.no_causal_mask: expected True, found False" in str(raised.value)
+    assert "init_logit_bias" in str(raised.value)
+
+
+def test_an_exact_gelu_comes_in_only_when_asked_for(tmp_path, capsys):
+    open_clip_folder(tmp_path / "theirs", "small_exact_gelu_tower")
+    with pytest.raises(CheckpointError, match="small_exact_gelu_tower has the exact GELU"):
+        import_folder(tmp_path / "theirs")
+    main([str(tmp_path / "theirs"), str(tmp_path / "ours"), "--tanh-gelu"])
+    assert "images: unit vectors at most" in capsys.readouterr().out
+
+
+@torch.no_grad()
+def test_out_and_back(tmp_path):
+    """An imported model leaves natively and comes in again, padded captions and all."""
+    siglip2_folder(tmp_path / "google")
+    main([str(tmp_path / "google"), str(tmp_path / "ours")])
+    assert export([str(tmp_path / "ours"), str(tmp_path / "native")]) == 0
+    main([str(tmp_path / "native"), str(tmp_path / "back")])
+    first, second = load_model(tmp_path / "ours"), load_model(tmp_path / "back")
+    ids = first.tokenizer.encode(SENTENCES, CONTEXT_LENGTH)
+    assert second.tokenizer.encode(SENTENCES, CONTEXT_LENGTH) == ids
+    images = pack(noise_images(GRIDS, patch_size=4))
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+    of_images = first.model.encode_images(images)
+    torch.testing.assert_close(second.model.encode_images(images), of_images, atol=0, rtol=0)
+
+
+def test_the_export_of_an_imported_model_is_read_alike_by_transformers(tmp_path):
+    from PIL import Image
+    from transformers import AutoModel, AutoProcessor, pipeline
+
+    siglip2_folder(tmp_path / "google")
+    main([str(tmp_path / "google"), str(tmp_path / "ours")])
+    export([str(tmp_path / "ours"), str(tmp_path / "native")])
+    model, tokenizer = load_model(tmp_path / "ours")
+    picture = noise_picture(40, 60)
+    with torch.no_grad():
+        patches = cut_grid(picture, 4, (13, 19))
+        image = model.encode_images(PackedImages.pack([patches]))
+        text = model.encode_captions(pack_captions(tokenizer.encode(SENTENCES, CONTEXT_LENGTH)))
+        expected = (model.logit_scale.exp() * image @ text.T + model.logit_bias)[0].sigmoid()
+    inputs = AutoProcessor.from_pretrained(tmp_path / "native")(
+        text=SENTENCES, images=Image.fromarray(picture), return_tensors="pt"
+    )
+    assert "attention_mask" not in inputs
+    outputs = AutoModel.from_pretrained(tmp_path / "native")(**inputs)
+    torch.testing.assert_close(outputs.logits_per_image[0].sigmoid(), expected, atol=1e-5, rtol=0)
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "native"))
+    ranked = classify(
+        Image.fromarray(picture), candidate_labels=["a dog", *SENTENCES[:1]], hypothesis_template="{}"
+    )
+    scores = {entry["label"]: entry["score"] for entry in ranked}
+    assert scores[SENTENCES[0]] == pytest.approx(float(expected[0]), abs=1e-5)
+
+
+class Exploding:
+    def __reduce__(self):
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_pickles_are_read_only_when_asked_for_and_never_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "google"
+    siglip2_folder(folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pickled \(pytorch_model.bin\).*--allow-pickle"):
+        import_folder(folder)
+    loaded = import_folder(folder, allow_pickle=True).loaded
+    assert torch.equal(loaded.model.logit_bias, weights["logit_bias"])
+    for dump in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))):
+        dump({**weights, "logit_bias": Exploding()}, folder / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="not readable as tensors alone"):
+            import_folder(folder, allow_pickle=True)
+    assert not Path("exploded").exists()
+
+
+def test_code_in_a_folder_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "theirs"
+    siglip2_folder(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["auto_map"] = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer |= {"auto_map": {"AutoTokenizer": [None, "code.Tokenizer"]}, "tokenizer_class": "Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (folder / "code.py").write_text("open('ran', 'w')\n")
+    import_folder(folder)
+    assert not Path("ran").exists()
+
+
+def test_wrong_weights_are_listed(tmp_path):
+    folder = tmp_path / "google"
+    siglip2_folder(folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["logit_bias"]
+    weights["extra"] = torch.zeros(1)
+    weights["text_model.head.bias"] = torch.zeros(3)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as raised:
+        import_folder(folder)
+    for fault in (
+        "missing: logit_bias",
+        "not of this model: extra",
+        "text_model.head.bias (expected [16], found [3])",
+    ):
+        assert fault in str(raised.value)
+
+
+def test_wrong_open_clip_weights_are_listed(tmp_path):
+    folder = tmp_path / "theirs"
+    open_clip_folder(folder)
+    weights = load_file(folder / "open_clip_model.safetensors")
+    del weights["visual.trunk.attn_pool.kv.bias"]
+    weights["text.cls_emb"] = torch.zeros(1)
+    save_file(weights, folder / "open_clip_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing: visual.trunk.attn_pool.kv.bias; .*text.cls_emb"):
+        import_folder(folder)
+
+
+def test_a_half_copied_folder_is_named(tmp_path):
+    folder = tmp_path / "google"
+    siglip2_folder(folder, max_shard_size="10KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    shards[1].unlink()
+    with pytest.raises(CheckpointError, match=rf"1 of {len(shards)} shards are missing: {shards[1].name}"):
+        import_folder(folder)
+    shards[0].write_bytes(shards[0].read_bytes()[:100])
+    shards[1].write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not readable as safetensors"):
+        import_folder(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"there is no model.safetensors in it"):
+        import_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model_type": "clip"}, "expected a model of type siglip2 or siglip, a pair of towers, found clip"),
+        ({"model_type": "siglip2_vision_model"}, "one tower alone"),
+        ([], "expected a JSON object"),
+        ({"model_type": "siglip2", "vision_config": {"hidden_size": "wide"}}, "not a config"),
+    ],
+)
+def test_other_folders_are_refused(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        import_folder(tmp_path)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(CheckpointError, match=r"expected a transformers folder .* found README.md"):
+        import_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        import_folder(tmp_path / "gone")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    siglip2_folder(tmp_path / "google")
+    (tmp_path / "google" / "tokenizer.json").unlink()
+    (tmp_path / "google" / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        import_folder(tmp_path / "google")
