@@ -63,7 +63,6 @@ def imported(model: Siglip2Model) -> NavitClip:
     return ours
 
 
-@torch.no_grad()
 def theirs_of_images(model: Siglip2Model, images: PackedImages) -> torch.Tensor:
     """Image by image, without padding, normalised."""
     parts = images.patches.float().div(127.5).sub(1).split(images.offsets.diff().tolist())
@@ -74,7 +73,6 @@ def theirs_of_images(model: Siglip2Model, images: PackedImages) -> torch.Tensor:
     return F.normalize(torch.cat(pooled), dim=-1)
 
 
-@torch.no_grad()
 def theirs_of_captions(model: Siglip2Model, captions: list[list[int]]) -> torch.Tensor:
     """Padded on the left to the context length, with the mask, as their tokenizer does; normalised."""
     length = model.config.text_config.max_position_embeddings
@@ -95,6 +93,27 @@ def test_towers_equal_siglip2(seed):
     torch.testing.assert_close(ours_of_captions, theirs_of_captions(model, captions), atol=1e-5, rtol=0)
     assert torch.equal(ours.logit_scale, model.logit_scale)
     assert torch.equal(ours.logit_bias, model.logit_bias)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_gradients_equal_siglip2(seed):
+    """Of every weight, for one pack of all grids; theirs image by image, mapped as the weights are."""
+    model = random_siglip2(seed)
+    ours = imported(model)
+    images = noise_images(GRIDS[:5], ours.config.image.patch_size)
+    captions = noise_captions(CAPTION_LENGTHS, 60, seed)
+    target = torch.randn(len(images) + len(captions), ours.embedding_dim)
+    vectors = [ours.encode_images(pack(images)), ours.encode_captions(pack_captions(captions))]
+    (torch.cat(vectors) * target).sum().backward()
+    vectors = [theirs_of_images(model, pack(images)), theirs_of_captions(model, captions)]
+    (torch.cat(vectors) * target).sum().backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    scalars = {name: torch.zeros(1) for name in ("logit_scale", "logit_bias")}
+    expected = clip_weights({**gradients, **scalars}, ours.config)
+    for name, weight in ours.named_parameters():
+        if weight.grad is not None:
+            difference = (weight.grad - expected[name]).norm() / expected[name].norm()
+            assert difference < 1e-5, name
 
 
 def resize_by_width(table, spatial_shapes, max_length):
