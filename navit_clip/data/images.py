@@ -1,8 +1,10 @@
 """Encoded bytes -> RGB bytes [height, width, 3].
 
-JPEG, PNG, WebP, GIF (first frame), BMP and TIFF, upright (EXIF), transparency over white, any mode in. A
-JPEG may be decoded at half, a quarter or an eighth of its size, where the caller wants no more. The size
-is checked before anything is decoded. Bad bytes are a SampleError, whatever Pillow says about them.
+JPEG, PNG, WebP, GIF (first frame), BMP and TIFF, upright (EXIF), transparency over white, any mode in. The
+size is checked before anything is decoded. Bad bytes are a SampleError, whatever Pillow says about them.
+
+Pillow decodes, and says what is an image. One path is there for speed: where the caller says what size is
+enough, libjpeg-turbo decodes a JPEG, at a DCT scale if that is large enough (simplejpeg; benchmarks/decode.py).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
@@ -26,6 +29,10 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION_TAG = 0x0112
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations whose stored rows are the columns of the picture."""
+_KNOWN_ORIENTATIONS = (2, 3, 4, *_TURNED)
+"""Those that change the picture at all; others mean that it is stored as it is."""
+_LEAST_REDUCTION = 2
+"""Scales between a half and one have no fast DCT, and take longer than the whole picture."""
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
@@ -49,6 +56,7 @@ class EncodedImage:
     """
 
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS):
+        self._data = data
         with _pillow():
             self._image = Image.open(io.BytesIO(data), formats=_FORMATS)
         width, height = self._image.size
@@ -56,7 +64,8 @@ class EncodedImage:
             raise SampleError("too many pixels", f"{width} x {height} is more than {max_pixels}")
         with _pillow():
             # For a PNG this already decodes: its EXIF may come after the pixels.
-            self._turned = self._image.getexif().get(_ORIENTATION_TAG) in _TURNED
+            self._orientation = self._image.getexif().get(_ORIENTATION_TAG)
+        self._turned = self._orientation in _TURNED
         self.height, self.width = (width, height) if self._turned else (height, width)
 
     def decode(self, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray, "height width 3"]:
@@ -70,11 +79,29 @@ class EncodedImage:
         Raises:
             SampleError: "undecodable image".
         """
-        height, width = reversed(at_least) if self._turned else at_least
         with _pillow():
-            if height and width:
-                self._image.draft(None, (2 * width, 2 * height))
-            return _rgb(ImageOps.exif_transpose(self._image))
+            pixels = self._jpeg(at_least) if all(at_least) else None
+            return _rgb(ImageOps.exif_transpose(self._image)) if pixels is None else pixels
+
+    def _jpeg(self, at_least: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"] | None:
+        """A JPEG by libjpeg-turbo; None for what is no JPEG, in CMYK, or damaged and so Pillow's to judge."""
+        if self._image.format != "JPEG" or self._image.mode not in ("RGB", "L"):
+            return None
+        height, width = (2 * side for side in (reversed(at_least) if self._turned else at_least))
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                self._data,
+                min_height=min(height, self._image.height),
+                min_width=min(width, self._image.width),
+                min_factor=_LEAST_REDUCTION,
+            )
+        except ValueError:
+            return None
+        if self._orientation not in _KNOWN_ORIENTATIONS:
+            return pixels
+        stored = Image.fromarray(pixels)
+        stored.getexif()[_ORIENTATION_TAG] = self._orientation
+        return np.array(ImageOps.exif_transpose(stored))
 
 
 def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
