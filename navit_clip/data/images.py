@@ -4,7 +4,7 @@ JPEG, PNG, WebP, GIF (first frame), BMP and TIFF, upright (EXIF), transparency o
 size is checked before anything is decoded. Bad bytes are a SampleError, whatever Pillow says about them.
 
 Pillow decodes, and says what is an image. One path is there for speed: where the caller says what size is
-enough, libjpeg-turbo decodes a JPEG, at a DCT scale if that is large enough (simplejpeg; benchmarks/decode.py).
+enough, libjpeg-turbo decodes a JPEG, at a DCT scale if that will do (simplejpeg; benchmarks/decode.py).
 """
 
 from __future__ import annotations

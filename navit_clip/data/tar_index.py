@@ -10,16 +10,15 @@ unpickled or written, and bytes of a name that are not UTF-8 are spelt out.
 from __future__ import annotations
 
 import os
-import tarfile
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import BinaryIO, NamedTuple
 
 from navit_clip.data.shards import Shard
+from navit_clip.data.tar_headers import read_headers
 from navit_clip.errors import DataError, SampleError
 
 MAX_OPEN_FILES = 256
@@ -35,8 +34,7 @@ class Member(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A sample's members, or what is wrong with it."""
 
     key: str
@@ -116,10 +114,16 @@ class OpenShards:
 
 
 def _index(file: BinaryIO) -> list[Entry]:
-    members, fault = _members(file)
+    files, fault = read_headers(file, os.fstat(file.fileno()).st_size)
+    members = [(key, Member(extension, offset, size)) for name, offset, size, _ in files
+               for key, extension in [_split(name)] if extension]  # fmt: skip
+    if fault is not None and fault.cut_off:
+        cut_off, _ = _split(fault.cut_off)
+        while members and members[-1][0] == cut_off:
+            members.pop()  # The rest of its sample: that one is not whole.
     entries: list[Entry] = []
     seen: set[str] = set()
-    for key, group in groupby(members, key=lambda named: named[0]):
+    for key, group in groupby(members, key=itemgetter(0)):
         found = tuple(member for _, member in group)
         extensions = [member.extension for member in found]
         if key in seen:
@@ -129,57 +133,9 @@ def _index(file: BinaryIO) -> list[Entry]:
         else:
             entries.append(Entry(key, found))
         seen.add(key)
-    if not entries and fault is None:
-        fault = ("empty shard", "the tar has no samples")
     if fault is not None:
-        entries.append(Entry("(end of file)", fault=fault))
-    return entries
-
-
-def _members(file: BinaryIO) -> tuple[list[tuple[str, Member]], tuple[str, str] | None]:
-    """The (key, member) of each whole file in a tar, and what is wrong with the tar, if anything."""
-    size = os.fstat(file.fileno()).st_size
-    members: list[tuple[str, Member]] = []
-    try:
-        with _tarfile_errors():
-            tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="backslashreplace")
-    except tarfile.ReadError as error:
-        return members, ("unreadable shard", f"not an uncompressed tar: {error}")
-    try:
-        while (header := _next_header(tar)) is not None:
-            key, extension = _split(header.name)
-            # A size below zero has tarfile go back, and would have it go round for ever.
-            if tar.offset < header.offset_data or header.offset_data + header.size > size:
-                while members and members[-1][0] == key:
-                    members.pop()  # The rest of its sample: that one is not whole.
-                raise tarfile.ReadError(f"no next header follows {header.name}")
-            if header.isreg() and extension:
-                members.append((key, Member(extension, header.offset_data, header.size)))
-    except tarfile.ReadError as error:
-        return members, ("truncated shard", f"cut off at byte {size}: {error}")
-    # tarfile takes a broken header after the first for the end; the true end is marked by a block of zeros.
-    if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
-        return members, (
-            "truncated shard",
-            f"no end mark and no readable header at byte {tar.offset} of {size}",
-        )
-    return members, None
-
-
-def _next_header(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    with _tarfile_errors():
-        return tar.next()
-
-
-@contextmanager
-def _tarfile_errors() -> Iterator[None]:
-    """tarfile reports broken headers by many exceptions; out of here comes one ReadError."""
-    try:
-        yield
-    except (OSError, tarfile.ReadError):
-        raise
-    except Exception as error:
-        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
+        entries.append(Entry("(end of file)", fault=(fault.cause, fault.detail)))
+    return entries or [Entry("(end of file)", fault=("empty shard", "the tar has no samples"))]
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -135,6 +135,33 @@ def test_a_jpeg_is_decoded_at_the_smallest_scale_with_twice_what_is_wanted(orien
     assert encoded.decode(at_least).shape == (*size, 3)
 
 
+@pytest.mark.parametrize("size", [(37, 61), (64, 64), (203, 311)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("orientation", [None, 1, *range(2, 9), 99])
+def test_a_jpeg_at_its_full_size_is_what_pillow_makes_of_it(size, mode, orientation):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    data = encode_image(Image.fromarray(noise_picture(*size)).convert(mode), "jpg", exif=exif)
+    np.testing.assert_array_equal(EncodedImage(data).decode((60, 60)), decode_image(data))
+
+
+def test_a_cmyk_jpeg_is_pillows_at_any_size():
+    data = encode_image(Image.fromarray(noise_picture(100, 100)).convert("CMYK"), "jpg")
+    np.testing.assert_array_equal(EncodedImage(data).decode((10, 10)), decode_image(data))
+
+
+@pytest.mark.parametrize("at_least", [(0, 0), (4, 4), (40, 40)])
+def test_a_damaged_jpeg_is_judged_alike_on_both_paths(at_least):
+    """What Pillow takes in spite of its damage is taken, what it refuses is refused, at any wanted size."""
+    whole = encode_image(noise_picture(96, 96), "jpg")
+    scan = whole.index(b"\xff\xda") + 100
+    flipped = whole[:scan] + bytes([whole[scan] ^ 0x55]) + whole[scan + 1 :]
+    assert EncodedImage(flipped).decode(at_least).ndim == 3
+    with pytest.raises(SampleError, match="undecodable image"):
+        EncodedImage(whole[: len(whole) // 2]).decode(at_least)
+
+
 def test_other_formats_ignore_what_is_wanted():
     assert EncodedImage(encode_image(solid_picture(64, 64))).decode((2, 2)).shape == (64, 64, 3)
 
