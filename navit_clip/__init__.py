@@ -19,7 +19,8 @@ from navit_clip.errors import (
     SampleError,
 )
 from navit_clip.loss import LossConfig, sigmoid_loss
-from navit_clip.model import ClipConfig, NavitClip, choose_backend, packed_attention
+from navit_clip.model import ClipConfig, choose_backend, packed_attention
+from navit_clip.pretrained import NavitClip
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
 from navit_clip.weights import load_model, save_model
 

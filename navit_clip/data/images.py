@@ -44,6 +44,16 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray,
     return EncodedImage(data, max_pixels).decode()
 
 
+def picture_pixels(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """A Pillow image as a decoded one is: upright, transparency over white, RGB.
+
+    Raises:
+        SampleError: "undecodable image", where the file behind it is broken.
+    """
+    with _pillow():
+        return _rgb(ImageOps.exif_transpose(image))
+
+
 class EncodedImage:
     """An image whose size is known, and which is yet to be decoded.
 

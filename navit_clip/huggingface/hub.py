@@ -1,0 +1,53 @@
+"""Models by their name on the Hugging Face hub: what a name means, and how a folder gets there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from navit_clip.errors import CheckpointError, ExportError
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+")
+PATTERNS = ["*.json", "*.yaml", "*.txt", "*.model", "*.safetensors"]
+"""What is fetched of a repository: no code and nothing pickled."""
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The local copy of a repository, fetched where it is not in the cache.
+
+    Raises:
+        CheckpointError: there is no such repository, or it cannot be reached.
+    """
+    if not NAME.fullmatch(name):
+        raise CheckpointError(f"{name}: no such folder, and no name of a repository (owner/model)")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"{name}: no such folder here, and not to be had from the hub: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def push(folder: Path, name: str, private: bool = False) -> str:
+    """Uploads a folder as a model repository, which is made where there is none.
+
+    Returns:
+        Its address.
+
+    Raises:
+        ExportError: the hub does not take it; the folder stays where it is.
+    """
+    if not NAME.fullmatch(name):
+        raise ExportError(f"--push: expected owner/model, found {name!r}")
+    hub = HfApi()
+    try:
+        address = hub.create_repo(name, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Export from NaViT-CLIP")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ExportError(
+            f"--push {name}: the hub does not take {folder}: {str(error).splitlines()[0]}"
+        ) from error
+    return str(address)
