@@ -98,7 +98,8 @@ def check_sides(images: PackedImages, table_side: int) -> None:
     if images.max_side > table_side:
         raise DataError(
             f"image.position.table_side: absolute positions reach {table_side} patches a side, "
-            f"found an image of {images.max_side}; raise table_side, lower the resolution, or use fractional positions"
+            f"found an image of {images.max_side}; raise table_side, lower the resolution, "
+            "or use fractional positions"
         )
 
 

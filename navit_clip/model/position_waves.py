@@ -37,7 +37,7 @@ class SinusoidalPositions(nn.Module):
 
 
 class FourierPositions(nn.Module):
-    """Waves along learned directions of (row, column): sines and cosines of one linear map (Tancik et al.)."""
+    """Waves along learned directions of (row, column): sines and cosines of a linear map (Tancik et al.)."""
 
     def __init__(self, width: int, table_side: int, coordinates: Coordinates):
         super().__init__()
