@@ -144,6 +144,8 @@ class Batch:
     images: PackedImages
     captions: Captions
     keys: tuple[str, ...]
+    longest_wait: int = 0
+    """Batches that the one of its images that waited longest let go by."""
 
     def __post_init__(self):
         assert len(self.images) == len(self.captions) == len(self.keys)

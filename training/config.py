@@ -65,6 +65,12 @@ class RunConfig:
             raise ConfigError(f"log_every: expected at least 1, found {self.log_every}")
         if self.evaluate_every < 0:
             raise ConfigError(f"evaluate_every: expected at least 0, found {self.evaluate_every}")
+        reach, longest = self.model.image.position.reach, self.data.resolution.max_grid_side
+        if reach and not 0 < longest <= reach:
+            raise ConfigError(
+                f"data.resolution.max_grid_side: expected from 1 to {reach}, found {longest}: "
+                "model.image.position has a table that ends there, and a longer image would end the run"
+            )
         if self.schedule.warmup_pairs >= self.pairs:
             raise ConfigError(
                 f"schedule.warmup_pairs: expected fewer than pairs ({self.pairs}), "

@@ -54,15 +54,17 @@ class Meter:
         self._pairs += len(batch)
         self._image_tokens += batch.images.num_tokens
         self._text_tokens += batch.captions.num_tokens
+        self._longest_waits += batch.longest_wait
         self._loss = self._loss + loss.detach()
         self._scale_and_bias = torch.cat([embeddings.logit_scale, embeddings.logit_bias]).detach()
 
     def row(self) -> dict[str, float]:
         """Means over all ranks, t and b as they are now, since the last call; all ranks call it together."""
         seconds = time.perf_counter() - self._start
-        own = [self._batches, self._pairs, self._image_tokens, self._text_tokens, self._waited, seconds]
-        totals = self._world.sum(torch.tensor([*own, float(self._loss)], dtype=torch.float64))
-        batches, pairs, image_tokens, text_tokens, waited, rank_seconds, loss = totals.tolist()
+        own = [self._batches, self._pairs, self._image_tokens, self._text_tokens, self._longest_waits]
+        own += [self._waited, seconds, float(self._loss)]
+        totals = self._world.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        batches, pairs, image_tokens, text_tokens, longest_waits, waited, rank_seconds, loss = totals
         logit_scale, logit_bias = self._scale_and_bias.tolist()
         self._reset()
         return {
@@ -75,10 +77,12 @@ class Meter:
             "data_wait": waited / rank_seconds,
             "fill": image_tokens / (batches * self._tokens_per_batch),
             "images_per_batch": pairs / batches,
+            "text_tokens_per_batch": text_tokens / batches,
+            "packing_wait": longest_waits / batches,
         }
 
     def _reset(self) -> None:
-        self._batches = self._pairs = self._image_tokens = self._text_tokens = 0
+        self._batches = self._pairs = self._image_tokens = self._text_tokens = self._longest_waits = 0
         self._loss: torch.Tensor | float = 0.0
         self._waited = 0.0
         self._start = time.perf_counter()

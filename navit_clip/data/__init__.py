@@ -1,13 +1,14 @@
 """Shards -> samples -> resize -> patches -> packing -> loader."""
 
 from navit_clip.data.dealing import deal_again
-from navit_clip.data.draws import DropConfig, ResolutionConfig
+from navit_clip.data.dropping import DropConfig
 from navit_clip.data.faults import Faults
 from navit_clip.data.images import decode_image
 from navit_clip.data.loader import Counts, LoaderState, TrainLoader
 from navit_clip.data.packing import Packer
 from navit_clip.data.patches import cut_patches, image_patches
 from navit_clip.data.resize import grid_for, resize, tokens_of_side
+from navit_clip.data.resolution import ResolutionConfig
 from navit_clip.data.samples import read_samples
 from navit_clip.data.shards import find_shards, write_shard
 from navit_clip.data.stream import DataConfig

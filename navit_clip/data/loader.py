@@ -74,7 +74,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ):
-        config.check_budget(patch_size)
+        config.check_budget(patch_size, context_length)
         self._config = config
         self._shards = find_shards(config.shards)
         self._stream_arguments = (tokenizer, patch_size, context_length, seed)

@@ -27,9 +27,11 @@ from navit_clip.errors import CheckpointError
 
 
 class Place(NamedTuple):
-    """Where a sample is, and in which epoch it is seen."""
+    """Where a sample is, and when it is seen."""
 
     epoch: int
+    position: int
+    """Of its block in the sequence of all epochs' blocks."""
     shard: int
     entry: int
 
@@ -139,7 +141,7 @@ class Walk:
         ends = list(accumulate(block.num_left for block in self._open))
         words = ("window", self._order.seed, self._open[0].position, self._next, ends[-1])
         block = self._open[bisect_right(ends, seed_of(*words) % ends[-1])]
-        place = Place(block.epoch, block.shard, block.samples[block.cursor])
+        place = Place(block.epoch, block.position, block.shard, block.samples[block.cursor])
         block.cursor += 1
         if not block.num_left:
             self._open.remove(block)

@@ -4,21 +4,43 @@ A flat sequence with offsets needs no bins: a batch is any set of images whose l
 budget. It takes waiting items in the order of arrival until the next would not fit, and then fills the gap
 from those behind, the longest that fits first. NaViT (arXiv 2307.06304) packs first-fit into many open
 sequences; here only one batch is ever open, and what it looks ahead to is bounded.
+
+Exact filling does what NaViT suggests and did not try: the last image is cut to the gap. That is the one
+behind that has to lose the fewest tokens, and the last of those that fit stands back for it, so that the gap
+is about as long as an image and the loss small.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Waiting(Generic[Item]):
-    length: int
-    arrival: int
     item: Item
+    length: int
+    text_length: int
+    arrival: int
+    since: int
+    """The number of batches that had gone by when it came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut(Generic[Item]):
+    """What shares a batch, the longest first, ties by arrival.
+
+    Equal lengths side by side are what attention on a CPU wants, and a stable order is what tests want.
+    """
+
+    items: list[Item]
+    lengths: list[int]
+    """Tokens of each; where filling is exact, one of them may have fewer than it came with."""
+    longest_wait: int
+    """Batches that the one of them that waited longest let go by."""
 
 
 class Packer(Generic[Item]):
@@ -30,62 +52,113 @@ class Packer(Generic[Item]):
     Args:
         budget: most tokens in a batch.
         lookahead: how many items, beyond those that fit, a batch may choose from to fill its gap; at least 1.
+        exact: fill the budget to the token by cutting one item short.
+        max_items: most items in a batch; 0 for any number. Where this binds, the budget is not filled.
+        max_text_tokens: most caption tokens in a batch; 0 for any number. Likewise.
     """
 
-    def __init__(self, budget: int, lookahead: int):
+    def __init__(
+        self, budget: int, lookahead: int, exact: bool = False, max_items: int = 0, max_text_tokens: int = 0
+    ):
         assert budget >= 1
         assert lookahead >= 1
         self._budget = budget
         self._lookahead = lookahead
-        self._waiting: list[_Waiting[Item]] = []
-        self._num_arrived = 0
-        self._num_fitting = 0
-        self._tokens_fitting = 0
+        self._exact = exact
+        self._max_items = max_items or math.inf
+        self._max_text_tokens = max_text_tokens or math.inf
+        self._fitting: list[_Waiting[Item]] = []
+        self._behind: list[_Waiting[Item]] = []
+        self._tokens_fitting = self._text_tokens_fitting = 0
+        self._num_arrived = self._num_cut = 0
 
     @property
-    def waiting(self) -> list[Item]:
-        """Items in no batch yet, in the order of arrival; adding them to a new packer restores this one."""
-        return [entry.item for entry in self._waiting]
+    def waiting(self) -> list[tuple[Item, int]]:
+        """Items in no batch yet, in the order of arrival, and how many batches each has let go by.
+
+        Adding them to a new packer restores this one.
+        """
+        return [(entry.item, self._num_cut - entry.since) for entry in [*self._fitting, *self._behind]]
 
     @property
     def ready(self) -> bool:
         """Whether there is enough to choose from for a batch."""
-        return len(self._waiting) - self._num_fitting >= self._lookahead
+        return len(self._behind) >= self._lookahead
 
-    def add(self, item: Item, length: int) -> None:
-        """Lets an item wait; its length is at most the budget."""
+    def add(self, item: Item, length: int, text_length: int = 0, waited: int = 0) -> None:
+        """Lets an item wait; by itself it fits a batch.
+
+        Args:
+            item: whatever `cut` is to give.
+            length: its image tokens.
+            text_length: its caption tokens.
+            waited: how many batches it has let go by, where it comes from another packer.
+        """
         assert 1 <= length <= self._budget, (
             f"an item of {length} tokens cannot fit a budget of {self._budget}"
         )
-        self._waiting.append(_Waiting(length, self._num_arrived, item))
+        assert text_length <= self._max_text_tokens
+        self._line_up(_Waiting(item, length, text_length, self._num_arrived, self._num_cut - waited))
         self._num_arrived += 1
-        self._extend_fitting()
 
-    def cut(self) -> list[Item]:
-        """Takes the next batch, ready or not, from the items waiting, of which there is at least one.
+    def cut(self) -> Cut[Item]:
+        """Takes the next batch, ready or not, from the items waiting, of which there is at least one."""
+        assert self._fitting
+        chosen, behind = self._fitting, self._behind
+        if self._exact and behind and len(chosen) > 1:
+            last = chosen.pop()
+            self._tokens_fitting -= last.length
+            self._text_tokens_fitting -= last.text_length
+            behind = [last, *behind]
+        filling = self._filling(behind)
+        taken = {entry.arrival for entry in filling}
+        chosen = sorted([*chosen, *filling], key=lambda entry: (-entry.length, entry.arrival))
+        longest_wait = self._num_cut - min(entry.since for entry in chosen)
+        self._fitting, self._behind = [], []
+        self._tokens_fitting = self._text_tokens_fitting = 0
+        self._num_cut += 1
+        for entry in behind:
+            if entry.arrival not in taken:
+                self._line_up(entry)
+        return Cut([entry.item for entry in chosen], [entry.length for entry in chosen], longest_wait)
 
-        It is sorted by length, the longest first, ties by arrival: equal lengths side by side are what
-        attention on a CPU wants, and a stable order is what tests want.
-        """
-        assert self._waiting
-        chosen = self._waiting[: self._num_fitting]
-        behind = self._waiting[self._num_fitting :]
+    def _line_up(self, entry: _Waiting[Item]) -> None:
+        """Among those that fit, as long as none before it did not."""
+        tokens = self._tokens_fitting + entry.length
+        text_tokens = self._text_tokens_fitting + entry.text_length
+        if (
+            self._behind
+            or tokens > self._budget
+            or text_tokens > self._max_text_tokens
+            or len(self._fitting) >= self._max_items
+        ):
+            self._behind.append(entry)
+        else:
+            self._fitting.append(entry)
+            self._tokens_fitting = tokens
+            self._text_tokens_fitting = text_tokens
+
+    def _filling(self, behind: list[_Waiting[Item]]) -> list[_Waiting[Item]]:
+        """What joins the fitting ones; the last of it cut short where filling is exact."""
         gap = self._budget - self._tokens_fitting
-        while fitting := [entry for entry in behind if entry.length <= gap]:
-            best = max(fitting, key=lambda entry: (entry.length, -entry.arrival))
-            behind.remove(best)
-            chosen.append(best)
-            gap -= best.length
-        self._waiting = behind
-        self._num_fitting = self._tokens_fitting = 0
-        self._extend_fitting()
-        chosen.sort(key=lambda entry: (-entry.length, entry.arrival))
-        return [entry.item for entry in chosen]
-
-    def _extend_fitting(self) -> None:
-        """Counts how many of the waiting fit in the order of arrival, up to the first that does not."""
-        for entry in self._waiting[self._num_fitting :]:
-            if self._tokens_fitting + entry.length > self._budget:
-                return
-            self._num_fitting += 1
-            self._tokens_fitting += entry.length
+        text_gap = self._max_text_tokens - self._text_tokens_fitting
+        room = self._max_items - len(self._fitting)
+        filling: list[_Waiting[Item]] = []
+        shortest_longer: _Waiting[Item] | None = None
+        for entry in sorted(behind, key=lambda entry: (-entry.length, entry.arrival)):
+            if not gap or len(filling) >= room:
+                return filling
+            if entry.text_length > text_gap:
+                continue
+            if entry.length > gap:
+                if shortest_longer is None or entry.length < shortest_longer.length:
+                    shortest_longer = entry
+                continue
+            if self._exact and shortest_longer and entry.length < gap:
+                break
+            filling.append(entry)
+            gap -= entry.length
+            text_gap -= entry.text_length
+        if self._exact and shortest_longer and gap:
+            filling.append(replace(shortest_longer, length=gap))
+        return filling

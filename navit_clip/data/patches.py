@@ -29,6 +29,12 @@ def cut_patches(image: UInt8[np.ndarray, "height width 3"], patch_size: int, num
     return cut_grid(image, patch_size, grid_for(height, width, patch_size, num_tokens))
 
 
+def thin(patches: Patches, number: int, random: np.random.Generator) -> Patches:
+    """Keeps a random `number` of an image's patches, in their order."""
+    kept = np.sort(random.choice(len(patches), number, replace=False))
+    return Patches(patches.pixels[kept], patches.position[kept], patches.grid)
+
+
 def cut_grid(
     image: UInt8[np.ndarray, "height width 3"],
     patch_size: int,

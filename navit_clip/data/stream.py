@@ -8,26 +8,24 @@ that this one would have given: the samples still waiting to be packed are named
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypedDict
+
+import numpy as np
 
 from navit_clip.batch import Batch
 from navit_clip.data.augmentation import AugmentationConfig
-from navit_clip.data.draws import (
-    DropConfig,
-    ResolutionConfig,
-    check_template,
-    draw_text,
-    sample_random,
-)
+from navit_clip.data.draws import check_template, draw_text, sample_random, seed_of
+from navit_clip.data.dropping import DropConfig, draw_kept, num_kept
 from navit_clip.data.faults import Faults
 from navit_clip.data.images import EncodedImage
 from navit_clip.data.order import BlockOrder, Place, Walk, WalkState, first_walk
-from navit_clip.data.packing import Packer
+from navit_clip.data.packing import Cut, Packer
 from navit_clip.data.pairs import Pair, batch_of
-from navit_clip.data.patches import cut_grid
-from navit_clip.data.resize import grid_for, tokens_of_side
+from navit_clip.data.patches import cut_grid, thin
+from navit_clip.data.resolution import ResolutionConfig
 from navit_clip.data.samples import check_caption_key, read_sample
 from navit_clip.data.shards import Shard
 from navit_clip.data.tar_index import OpenShards
@@ -53,8 +51,16 @@ class DataConfig:
     """Patches that are left out."""
     tokens_per_batch: int = 4096
     """Budget of one rank's micro-step, in image tokens."""
+    exact_fill: bool = False
+    """Fill the budget to the token: the last image of a batch loses as many more patches as it takes."""
+    max_images: int = 0
+    """Most images in a batch; 0 for any number. Where this binds, the budget is not filled."""
+    max_text_tokens: int = 0
+    """Most caption tokens in a batch; 0 for any number. Where this binds, the budget is not filled."""
     lookahead: int = 64
     """Images that may wait for a batch with a gap of their size; none waits for more batches than this."""
+    images_per_epoch: int = 0
+    """Images in the data set, by which schedules over images seen tell how far training has come."""
     blocks_per_shard: int = 8
     """Pieces of consecutive samples that a shard is cut into, to be dealt and shuffled."""
     shuffle_window: int = 8
@@ -74,19 +80,44 @@ class DataConfig:
             raise ConfigError("templates: expected at least one, found none")
         least = {"tokens_per_batch": 1, "lookahead": 1, "blocks_per_shard": 1, "shuffle_window": 1}
         least |= {"max_consecutive_faults": 1, "num_workers": 0, "prefetch": 1}
+        least |= {"max_images": 0, "max_text_tokens": 0, "images_per_epoch": 0}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ConfigError(f"{name}: expected at least {smallest}, found {getattr(self, name)}")
 
-    def check_budget(self, patch_size: int) -> None:
-        """Raises ConfigError where an image of the largest side would not fit a batch."""
-        most = self.drop.num_kept(tokens_of_side(self.resolution.max_side, patch_size))
+        scheduled = {"drop.schedule": self.drop.schedule, "resolution.stages": self.resolution.stages}
+        for name, schedule in scheduled.items():
+            if schedule and not self.images_per_epoch:
+                raise ConfigError(
+                    f"images_per_epoch: {name} goes by images seen; state how many the data set has"
+                )
+
+    def check_budget(self, patch_size: int, context_length: int) -> None:
+        """Raises ConfigError where the largest image or the longest caption would not fit a batch."""
+        smallest, largest = self.resolution.smallest(patch_size), self.resolution.largest(patch_size)
+        if self.drop.kind == "by_length" and smallest == largest:
+            raise ConfigError(
+                f"drop.kind: by_length is for images of different lengths, and all may have {largest} patches"
+            )
+        most = max(
+            num_kept(number, self.drop.least_rate(self.length_share(number, patch_size)))
+            for number in range(smallest, largest + 1)
+        )
         if most > self.tokens_per_batch:
             raise ConfigError(
-                f"tokens_per_batch: {self.tokens_per_batch} is less than the {most} patches of one image at "
-                f"resolution.max_side {self.resolution.max_side}, patch size {patch_size}, "
-                f"drop.rate {self.drop.rate}"
+                f"tokens_per_batch: {self.tokens_per_batch} is less than the {most} patches that may stay of "
+                f"one image of {largest} before any is dropped (resolution, drop; patch size {patch_size})"
             )
+        if 0 < self.max_text_tokens < context_length:
+            raise ConfigError(
+                f"max_text_tokens: {self.max_text_tokens} is less than the {context_length} tokens that one "
+                "caption may have (model.text.context_length)"
+            )
+
+    def length_share(self, num_patches: int, patch_size: int) -> float:
+        """Where a number of patches lies between the fewest, 0, and the most, 1, that images may have."""
+        smallest, largest = self.resolution.smallest(patch_size), self.resolution.largest(patch_size)
+        return (num_patches - smallest) / max(largest - smallest, 1)
 
 
 class StreamState(TypedDict):
@@ -94,7 +125,8 @@ class StreamState(TypedDict):
 
     walk: WalkState
     waiting: list[list[int]]
-    """[epoch, shard, entry] of the samples that are read but in no batch yet, in the order of arrival."""
+    """[epoch, position, shard, entry, batches let go by] of the samples that are read but in no batch yet, in
+    the order of arrival."""
     read: int
     """Samples taken from shards, good and bad."""
     used: int
@@ -141,6 +173,7 @@ class Stream:
         self._num_shards = len(shards)
         self._shards = OpenShards(shards)
         self._sizes: dict[int, int] = {}
+        self._num_blocks = len(shards) * config.blocks_per_shard
         self._walk = Walk(
             BlockOrder(num_shards=len(shards), blocks_per_shard=config.blocks_per_shard, seed=seed),
             num_streams,
@@ -148,15 +181,15 @@ class Stream:
             self._shard_size,
             state["walk"],
         )
-        self._packer: Packer[tuple[Place, Pair]] = Packer(config.tokens_per_batch, config.lookahead)
+        self._packers: defaultdict[int, Packer[tuple[Place, Pair]]] = defaultdict(self._new_packer)
         self._faults = Faults()
         self._faults.counts.update(state["skipped"])
         self._bad_run: set[tuple[int, int]] = set()
         self._num_bad_run = 0
         self._num_read = state["read"] - len(state["waiting"])
         self._num_used = state["used"]
-        for place in state["waiting"]:
-            self._take(Place(*place))
+        for *place, waited in state["waiting"]:
+            self._take(Place(*place), waited)
 
     def __iter__(self) -> Iterator[Batch]:
         """Goes on without end.
@@ -165,50 +198,85 @@ class Stream:
             DataError: a shard has vanished, too many samples in a row are bad, or all of them are.
         """
         while True:
-            while not self._packer.ready:
+            ready = [packer for _, packer in sorted(self._packers.items()) if packer.ready]
+            if ready:
+                yield self._batch(ready[0].cut())
+            else:
                 self._take(next(self._walk))
-            pairs = [pair for _, pair in self._packer.cut()]
-            self._num_used += len(pairs)
-            yield batch_of(pairs, self._tokenizer, self._context_length)
 
     def state(self) -> StreamState:
         """All that is needed to go on after the batch that came last."""
         return {
             "walk": self._walk.state(),
-            "waiting": [list(place) for place, _ in self._packer.waiting],
+            "waiting": [
+                [*place, waited]
+                for _, packer in sorted(self._packers.items())
+                for (place, _), waited in packer.waiting
+            ],
             "read": self._num_read,
             "used": self._num_used,
             "skipped": dict(self._faults.counts),
         }
 
-    def _take(self, place: Place) -> None:
+    def _new_packer(self) -> Packer[tuple[Place, Pair]]:
+        config = self._config
+        return Packer(
+            config.tokens_per_batch,
+            config.lookahead,
+            exact=config.exact_fill,
+            max_items=config.max_images,
+            max_text_tokens=config.max_text_tokens,
+        )
+
+    def _batch(self, cut: Cut[tuple[Place, Pair]]) -> Batch:
+        """Packs what a packer chose; the pair that it cut short loses patches by a draw of its own."""
+        pairs = []
+        for (place, pair), length in zip(cut.items, cut.lengths, strict=True):
+            if length < len(pair.patches):
+                random = np.random.default_rng(seed_of("fill", self._seed, place.epoch, pair.key))
+                pair = replace(pair, patches=thin(pair.patches, length, random))
+            pairs.append(pair)
+        self._num_used += len(pairs)
+        return batch_of(pairs, cut.longest_wait)
+
+    def _take(self, place: Place, waited: int = 0) -> None:
         """Reads a sample and lets it wait for a batch, or counts its fault."""
         self._num_read += 1
         try:
-            pair = self._pair(place)
+            pair, num_tokens = self._pair(place)
         except SampleError as error:
             self._count_fault(place, error)
         else:
             self._bad_run.clear()
             self._num_bad_run = 0
-            self._packer.add((place, pair), len(pair.patches))
+            packer = self._packers[num_tokens if self._config.resolution.same_in_batch else 0]
+            packer.add((place, pair), len(pair.patches), len(pair.ids), waited)
 
-    def _pair(self, place: Place) -> Pair:
-        """Reads, draws, decodes and cuts; raises SampleError where the sample is bad."""
-        config = self._config
+    def _pair(self, place: Place) -> tuple[Pair, int]:
+        """Reads, draws, decodes and cuts; raises SampleError where the sample is bad.
+
+        Returns:
+            The pair, and the number of patches that its image was allowed before any was dropped.
+        """
+        config, patch_size = self._config, self._patch_size
+        # By its block's place in the sequence of all, not by a count: alike on all ranks and workers.
+        images_seen = config.images_per_epoch * place.position / self._num_blocks
         sample = read_sample(self._shards[place.shard], place.entry, config.caption_key, labels=False)
         random = sample_random(self._seed, place.epoch, sample.key)
         caption, text = draw_text(sample.captions, tuple(config.templates), random)
-        num_tokens = tokens_of_side(config.resolution.draw_side(random), self._patch_size)
+        num_tokens = config.resolution.draw_tokens(random, images_seen, patch_size)
         view = config.augmentation.draw_view(random)
         encoded = EncodedImage(sample.image)
-        rows, columns = grid_for(*view.size(encoded.height, encoded.width), self._patch_size, num_tokens)
-        kept = config.drop.draw_kept(rows * columns, random)
+        size = view.size(encoded.height, encoded.width)
+        rows, columns = config.resolution.grid(*size, patch_size, num_tokens)
+        rate = config.drop.draw_rate(random, images_seen, config.length_share(rows * columns, patch_size))
+        kept = draw_kept(rows * columns, rate, random)
         # Of the whole picture, as many pixels as give the crop enough.
-        height, width = (math.ceil(side * self._patch_size / view.scale) for side in (rows, columns))
+        height, width = (math.ceil(side * patch_size / view.scale) for side in (rows, columns))
         image = encoded.decode(at_least=(height, width))
-        patches = cut_grid(view.of(image), self._patch_size, (rows, columns), kept)
-        return Pair(sample.key, patches, caption, text)
+        patches = cut_grid(view.of(image), patch_size, (rows, columns), kept)
+        (ids,) = self._tokenizer.encode([text], self._context_length)
+        return Pair(sample.key, patches, caption, ids), num_tokens
 
     def _shard_size(self, number: int) -> int:
         size = self._sizes[number] = len(self._shards[number])

@@ -84,11 +84,12 @@ def validation_batches(
             faults.add(sample.key, error)
             continue
         caption = sample.captions[0]
-        packer.add(Pair(sample.key, patches, caption, fill_template(config.template, caption)), len(patches))
+        (ids,) = tokenizer.encode([fill_template(config.template, caption)], context_length)
+        packer.add(Pair(sample.key, patches, caption, ids), len(patches))
         num_pairs += 1
         if packer.ready:
-            yield batch_of(packer.cut(), tokenizer, context_length)
+            yield batch_of(packer.cut().items)
     while packer.waiting:
-        yield batch_of(packer.cut(), tokenizer, context_length)
+        yield batch_of(packer.cut().items)
     if not num_pairs and world_size == 1:
         raise DataError(f"{', '.join(config.shards)}: no good sample; {faults.summary()}")

@@ -67,6 +67,12 @@ class PositionConfig:
                 f"{self.combination}; leave it at {type(self).combination}"
             )
 
+    @property
+    def reach(self) -> int:
+        """The longest side, in patches, that images may have; 0 where there is no end."""
+        ends = self.kind == "learned_2d" or (self.kind == "learned" and self.coordinates == "absolute")
+        return self.table_side if ends else 0
+
     def check_width(self, width: int, num_heads: int) -> None:
         """Raises ConfigError where a tower's width cannot be divided as these positions need it."""
         parts = {"sinusoidal": 4, "fourier": 2, "learned": 2 if self.combination == "stack" else 1}

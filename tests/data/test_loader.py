@@ -1,7 +1,7 @@
 """Every good sample comes once an epoch, drawn alike in all settings; a stream goes on byte for byte."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import islice
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from navit_clip.batch import caption_identity, lengths_of
 from navit_clip.config import build_config
 from navit_clip.data.dealing import deal_again
-from navit_clip.data.draws import DropConfig, ResolutionConfig
+from navit_clip.data.dropping import DropConfig, RateSchedule
 from navit_clip.data.loader import TrainLoader
+from navit_clip.data.resolution import ResolutionConfig, ResolutionStage
 from navit_clip.data.stream import DataConfig
 from navit_clip.errors import CheckpointError, ConfigError, DataError
 from tests.data_builders import encode_image, noise_picture, pair, small_tokenizer, write_pairs, write_shard
@@ -61,11 +62,29 @@ def shards(tmp_path_factory):
     return write_pairs(tmp_path_factory.mktemp("shards"), [14, 1, 18])
 
 
+SCHEDULED = {
+    # Three epochs of 33: every kind of draw, and both schedules, move within what the tests read.
+    "images_per_epoch": NUM_PAIRS,
+    "resolution": ResolutionConfig(
+        min_side=40, max_side=80, stages=[ResolutionStage(from_images=40, min_side=48, max_side=72)]
+    ),
+    "drop": DropConfig(
+        kind="beta", schedule=RateSchedule(min_rate=0.5, midpoint_images=50, timescale_images=-20)
+    ),
+}
+BY_LENGTH = {"drop": DropConfig(kind="by_length", short_rate=0.2, long_rate=0.6)}
+
+
+@pytest.fixture(scope="module", params=[{}, SCHEDULED, BY_LENGTH], ids=["plain", "scheduled", "by length"])
+def settings(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def draws(shards):
+def draws(shards, settings):
     """For each pair and its draw, the epoch that it belongs to, from one uninterrupted stream."""
     epochs, seen = {}, Counter()
-    for batch in islice(loader(shards), 40):
+    for batch in islice(loader(shards, **settings), 60):
         for key, drawn in pairs_of(batch):
             epochs[key, drawn] = seen[key]
             seen[key] += 1
@@ -75,10 +94,10 @@ def draws(shards):
 
 
 @pytest.mark.parametrize(("ranks", "workers"), SETTINGS)
-def test_every_pair_once_an_epoch_with_the_same_draws(shards, draws, ranks, workers):
+def test_every_pair_once_an_epoch_with_the_same_draws(shards, draws, settings, ranks, workers):
     seen = Counter()
     for rank in range(ranks):
-        batches = loader(shards, rank, ranks, num_workers=workers)
+        batches = loader(shards, rank, ranks, num_workers=workers, **settings)
         for batch in batches:
             assert batch.images.num_tokens <= 256
             seen.update(pairs_of(batch))
@@ -120,17 +139,95 @@ def test_identity_is_of_the_caption_and_not_of_its_template(tmp_path):
 
 @pytest.mark.parametrize(("workers", "stop"), [(0, 0), (0, 1), (0, 4), (0, 9), (1, 3), (2, 0), (2, 5)])
 def test_a_stream_goes_on_byte_for_byte(shards, workers, stop):
-    whole = loader(shards, num_workers=workers)
-    stopped = loader(shards, num_workers=workers)
-    expected = [bytes_of(batch) for batch in islice(whole, stop + 8)]
+    check_goes_on(shards, workers, stop)
+
+
+GROUPED = {"resolution": ResolutionConfig(kind="patches", patches=[20, 60, 100], same_in_batch=True)}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"exact_fill": True}, SCHEDULED, GROUPED], ids=["exact", "scheduled", "grouped"]
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_so_does_one_with_every_knob(shards, workers, changes):
+    check_goes_on(shards, workers, stop=5, **changes)
+
+
+def check_goes_on(shards, workers, stop, **changes):
+    whole, stopped, resumed = (loader(shards, num_workers=workers, **changes) for _ in range(3))
+    batches = list(islice(whole, stop + 8))
     for _ in islice(stopped, stop):
         pass
-    resumed = loader(shards, num_workers=workers)
     resumed.load_state(json.loads(json.dumps(stopped.state())))
     assert resumed.counts == stopped.counts
-    assert [bytes_of(batch) for batch in islice(resumed, 8)] == expected[stop:]
+    again = list(islice(resumed, 8))
+    assert [bytes_of(batch) for batch in again] == [bytes_of(batch) for batch in batches[stop:]]
+    assert [batch.longest_wait for batch in again] == [batch.longest_wait for batch in batches[stop:]]
     assert resumed.state() == whole.state()
     assert resumed.epoch == whole.epoch
+
+
+def test_exact_filling_changes_the_patches_of_one_image_a_batch(shards, draws, settings):
+    """Keys, captions, grids and all other images are what they are without it."""
+    budget, cut_short = 256, 0
+    known = {(key, drawn.split(b"|")[0]) for key, drawn in draws}
+    for batch in islice(loader(shards, exact_fill=True, **settings), 12):
+        assert batch.images.num_tokens == budget
+        changed = [(key, drawn) for key, drawn in pairs_of(batch) if (key, drawn) not in draws]
+        assert len(changed) <= 1
+        for key, drawn in changed:
+            grid = drawn.split(b"|")[0]
+            assert (key, grid) in known or not settings
+            cut_short += 1
+    assert cut_short > 6
+
+
+def test_a_schedule_moves_rates_and_sizes_with_the_epochs(shards):
+    kept, grids = defaultdict(list), defaultdict(list)
+    batches = loader(shards, **SCHEDULED, blocks_per_shard=1, shuffle_window=1)
+    seen = Counter()
+    for batch in islice(batches, 40):
+        for key, length, grid in zip(
+            batch.keys, lengths_of(batch.images.offsets), batch.images.grid.tolist(), strict=True
+        ):
+            epoch, seen[key] = seen[key], seen[key] + 1
+            kept[epoch].append(length / np.prod(grid))
+            grids[epoch].append(np.prod(grid))
+    assert np.mean(kept[0]) < np.mean(kept[1]) < np.mean(kept[3])
+    assert np.mean(kept[0]) == pytest.approx(1 - 0.75, abs=0.05)
+    assert np.mean(kept[3]) == pytest.approx(1 - 0.51, abs=0.05)
+    assert max(grids[3]) <= (72 / PATCH) ** 2 < max(grids[0])
+
+
+def test_a_batch_has_images_of_one_number_of_patches(shards):
+    numbers = Counter()
+    for batch in islice(loader(shards, **GROUPED, drop=DropConfig()), 20):
+        patches = {rows * columns for rows, columns in batch.images.grid.tolist()}
+        (number,) = {min(n for n in (20, 60, 100) if n >= most) for most in [max(patches)]}
+        assert min(patches) > 0.5 * number
+        numbers[number] += 1
+    assert len(numbers) == 3
+
+
+def test_caps_bind(shards):
+    for batch in islice(loader(shards, max_images=2), 10):
+        assert len(batch) <= 2
+    for batch in islice(loader(shards, max_text_tokens=20), 10):
+        assert batch.captions.num_tokens <= 20
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (3, 2000)])
+@pytest.mark.parametrize("upscale", [True, False])
+def test_extreme_shapes_go_into_batches(tmp_path, shape, upscale):
+    picture = encode_image(noise_picture(*shape))
+    write_shard(tmp_path / "s.tar", [{"__key__": f"x{n}", "png": picture, "txt": "a"} for n in range(9)])
+    for longest in (0, 8):
+        resolution = ResolutionConfig(min_side=64, max_side=80, upscale=upscale, max_grid_side=longest)
+        batch = next(iter(loader([str(tmp_path)], resolution=resolution)))
+        grid = batch.images.grid
+        assert grid.min() == 1
+        assert (grid.prod(dim=1) <= 100).all()
+        assert grid.max() == 8 if longest else grid.max() > 60
 
 
 def test_random_numbers_of_others_are_left_alone(shards):
@@ -151,11 +248,13 @@ def test_iterating_again_goes_on(shards):
     ("old_ranks", "old_workers", "ranks", "workers"),
     [(2, 0, 1, 0), (2, 0, 3, 0), (1, 2, 3, 0), (2, 0, 2, 2), (1, 2, 1, 0)],
 )
-def test_dealt_again_nothing_is_lost_or_seen_twice(shards, draws, old_ranks, old_workers, ranks, workers):
+def test_dealt_again_nothing_is_lost_or_seen_twice(
+    shards, draws, settings, old_ranks, old_workers, ranks, workers
+):
     seen, states = Counter(), []
     for rank in range(old_ranks):
         # One rank is ahead of the other, as happens to packed batches of uneven size.
-        old = loader(shards, rank, old_ranks, num_workers=old_workers)
+        old = loader(shards, rank, old_ranks, num_workers=old_workers, **settings)
         for batch in islice(old, 3 + rank):
             seen.update(pairs_of(batch))
         states.append(old.state())
@@ -163,7 +262,7 @@ def test_dealt_again_nothing_is_lost_or_seen_twice(shards, draws, old_ranks, old
     dealt = deal_again(json.loads(json.dumps(states)), ranks, workers)
     totals = Counter()
     for rank in range(ranks):
-        new = loader(shards, rank, ranks, num_workers=workers)
+        new = loader(shards, rank, ranks, num_workers=workers, **settings)
         new.load_state(dealt[rank])
         totals["used"] += new.counts.used
         for batch in new:
@@ -281,8 +380,28 @@ def test_batches_are_well_filled(tmp_path):
     assert max(fill) <= 1
 
 
+def test_schedules_need_the_size_of_the_data_set(shards):
+    for name in ("resolution", "drop"):
+        with pytest.raises(ConfigError, match=f"^images_per_epoch: {name}.* goes by images seen"):
+            config(shards, **{name: SCHEDULED[name]})
+
+
+def test_lengths_that_are_all_alike_are_an_error_where_rates_go_by_them(shards):
+    fixed = ResolutionConfig(min_side=80, max_side=80)
+    with pytest.raises(ConfigError, match=r"drop\.kind: by_length is for images of different lengths"):
+        loader(shards, resolution=fixed, **BY_LENGTH)
+
+
+def test_a_cap_smaller_than_a_caption_is_an_error(shards):
+    with pytest.raises(ConfigError, match=r"max_text_tokens: 15 is less than the 16 .*context_length"):
+        loader(shards, max_text_tokens=15)
+
+
 def test_a_budget_smaller_than_an_image_is_an_error(shards):
-    with pytest.raises(ConfigError, match=r"tokens_per_batch: 74 is less than the 75 patches .*max_side 80"):
+    with pytest.raises(
+        ConfigError,
+        match=r"tokens_per_batch: 74 is less than the 75 patches .* one image of 100",
+    ):
         loader(shards, tokens_per_batch=74)
     loader(shards, tokens_per_batch=75)
 
@@ -300,6 +419,9 @@ def test_no_shard_is_an_error(tmp_path):
         ("templates", ["no place"]),
         ("tokens_per_batch", 0),
         ("lookahead", 0),
+        ("max_images", -1),
+        ("max_text_tokens", -1),
+        ("images_per_epoch", -1),
         ("blocks_per_shard", 0),
         ("shuffle_window", 0),
         ("max_consecutive_faults", 0),

@@ -46,7 +46,10 @@ def test_the_log_line_is_one_that_open_clip_users_know():
 
 def test_a_meter_counts_what_passed_and_starts_anew():
     batch = Batch(
-        pack(noise_images([(2, 3), (1, 4)], 2)), pack_captions(noise_captions([3, 5], 10)), keys=("a", "b")
+        pack(noise_images([(2, 3), (1, 4)], 2)),
+        pack_captions(noise_captions([3, 5], 10)),
+        keys=("a", "b"),
+        longest_wait=3,
     )
     vectors = torch.zeros(2, 4)
     scale, bias = torch.tensor([10.0]), torch.tensor([-9.0])
@@ -60,6 +63,8 @@ def test_a_meter_counts_what_passed_and_starts_anew():
     assert row["loss"] == 3.0
     assert row["fill"] == 0.5
     assert row["images_per_batch"] == 2
+    assert row["text_tokens_per_batch"] == 8
+    assert row["packing_wait"] == 3
     assert row["tokens_per_second"] / row["pairs_per_second"] == pytest.approx((10 + 8) / 2)
     assert (row["logit_scale"], row["logit_bias"]) == (10.0, -9.0)
     assert 0 <= row["data_wait"] <= 1

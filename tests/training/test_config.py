@@ -1,0 +1,23 @@
+"""A run's settings agree with each other."""
+
+from __future__ import annotations
+
+import pytest
+
+from navit_clip.errors import ConfigError
+from tests.training_builders import TOWER, small_run
+
+
+@pytest.mark.parametrize("position", [{"kind": "learned_2d"}, {"coordinates": "absolute"}])
+def test_where_positions_end_no_image_may_be_longer(tmp_path, position):
+    """Else the first long image would end a run that has gone on for days."""
+    image = {**TOWER, "patch_size": 8, "position": {**position, "table_side": 9}}
+    model = {"image": image, "text": {**TOWER, "vocab_size": 512}}
+    for longest in (0, 10):
+        with pytest.raises(ConfigError, match=rf"max_grid_side: expected from 1 to 9, found {longest}"):
+            small_run(tmp_path, model=model, **resolution(tmp_path, longest))
+    small_run(tmp_path, model=model, **resolution(tmp_path, 9))
+
+
+def resolution(folder, longest: int) -> dict:
+    return {"data": {"shards": [str(folder / "shards")], "resolution": {"max_grid_side": longest}}}
