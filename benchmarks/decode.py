@@ -53,12 +53,14 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(images))
     images = [images[i] for i in order[: arguments.images or None]]
     random = np.random.default_rng(1)
-    sides = [SIDES.draw_side(random) for _ in images]
+    sides = random.integers(SIDES.min_side, SIDES.max_side, len(images), endpoint=True).tolist()
     print(f"{len(images)} images, {sum(map(len, images)) / len(images) / 1000:.1f} kB in the mean")
 
     transform = image_transform(FIXED_SIDE, is_train=True)
     paths: dict[str, Callable[[bytes, int], object]] = {
-        "open_clip": lambda data, side: transform(Image.open(io.BytesIO(data)).convert("RGB")),
+        "open_clip": lambda data, side: transform(  # pyright: ignore[reportCallIssue]
+            Image.open(io.BytesIO(data)).convert("RGB")
+        ),
         "drawn": patches_of_side,
         "fixed": lambda data, side: patches_of_grid(EncodedImage(data), *[FIXED_SIDE // PATCH_SIZE] * 2),
     }

@@ -84,7 +84,7 @@ def _next_file(file: BinaryIO, tar: tarfile.TarFile, offset: int, size: int) -> 
         if plain is not None:
             return plain, plain.offset + _whole_blocks(plain.size)
     if offset:  # the tar has its first header at hand
-        tar.firstmember, tar.offset = None, offset
+        tar.firstmember, tar.offset = None, offset  # pyright: ignore[reportAttributeAccessIssue]
     with _tarfile_errors():
         header = tar.next()
     if header is None:
