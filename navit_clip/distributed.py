@@ -17,6 +17,8 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
+from navit_clip.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -36,9 +38,17 @@ class World:
         Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. NCCL between GPUs, gloo between
         CPUs (and beside NCCL, for what lies on the host). A rank that fails leaves at once; the launcher
         then ends the others.
+
+        Raises:
+            ConfigError: several ranks are asked for, and there is no place for them to meet.
         """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        if size > 1 and "MASTER_ADDR" not in os.environ:
+            raise ConfigError(
+                f"WORLD_SIZE is {size} and MASTER_ADDR is not set: start ranks with torchrun or deepspeed, "
+                "or unset WORLD_SIZE to run alone"
+            )
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             torch.cuda.set_device(local_rank)
@@ -80,9 +90,9 @@ class World:
         """How many rows each rank holds, in rank order."""
         if self.size == 1:
             return [count]
-        gathered = torch.empty(self.size, dtype=torch.int64)
-        dist.all_gather_into_tensor(gathered, torch.tensor([count]))
-        return gathered.tolist()
+        gathered = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(gathered, torch.tensor([count]))
+        return torch.cat(gathered).tolist()
 
     def gather_rows(
         self, rows: Shaped[Tensor, "rows ..."], counts: list[int]

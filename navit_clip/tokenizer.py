@@ -44,6 +44,17 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 OPEN_CLIP_FILE = "open_clip_tokenizer.json"
 PADDING_FILE = "padding.json"
 
+PROBES = (
+    "A photo of two brown dogs running along the beach, 1998.",
+    "the small red house at the end of a street; people are standing in front of it",
+    "Woman holding an umbrella while riding her bicycle through heavy traffic",
+    "football players, children and their mother watching something orange (left) over there",
+    "écran à côté du château, größer als früher, niño pequeño",
+    "東京の桜 №7 — Привет, мир! שלום 한국어 ✈️",
+    "zebra-striped THINGS! <html> $19.99 @user #hashtag",
+)
+"""Captions on which two tokenizers that were learned from different texts can hardly agree."""
+
 Cleaning = Literal["none", "canonicalize"]
 """What is done to a caption first: nothing, or open_clip's lower case without punctuation."""
 
@@ -231,6 +242,13 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         raise CheckpointError(
             f"{folder / PADDING_FILE}: expected a pad_id and a cleaning: {error}"
         ) from error
+
+
+def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two tokenizers may be taken for one: of one form and size, alike on captions of all sorts."""
+    longest = 256
+    like = one.form == other.form and one.vocab_size == other.vocab_size
+    return like and one.encode(PROBES, longest) == other.encode(PROBES, longest)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Siglip2Tokenizer:

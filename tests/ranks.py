@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,5 +30,7 @@ def _rank(rank: int, size: int, port: int, results: Any, function: Callable[...,
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
+    # pytest's own filters do not reach a new process; what libraries do among themselves is theirs.
+    warnings.filterwarnings("error", category=FutureWarning, module="navit_clip|training|eval")
     with World.join() as world:
         results.put((rank, function(world, *args)))

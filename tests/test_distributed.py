@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from navit_clip.distributed import World
+from navit_clip.errors import ConfigError
 from tests.ranks import on_ranks
 
 COUNTS = [2, 0, 3]
@@ -47,3 +49,10 @@ def test_a_world_of_one_needs_no_exchange():
     assert alone.gather_rows(rows, alone.counts(3)) is rows
     assert alone.gather_objects("x") == ["x"]
     alone.barrier()
+
+
+def test_ranks_with_nowhere_to_meet_are_an_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2 and MASTER_ADDR is not set"), World.join():
+        pass

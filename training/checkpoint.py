@@ -23,8 +23,8 @@ from navit_clip.config import load_config
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError
 from navit_clip.model import ClipConfig
-from navit_clip.tokenizer import Tokenizer
-from navit_clip.weights import CONFIG_FILE, config_differences, save_model
+from navit_clip.tokenizer import Tokenizer, load_tokenizer, same_tokenizer
+from navit_clip.weights import CONFIG_FILE, TOKENIZER_FOLDER, config_differences, save_model
 from training.engine import Engine
 
 LATEST = "latest"
@@ -92,20 +92,27 @@ def save_checkpoint(
         (partial / "run.json").write_text(json.dumps(record))
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before naming it
         partial.rename(folder)
-        _replace(folder.parent / LATEST, folder.name)
+        name_latest(folder)
         _discard_old(folder, keep)
     world.barrier()
     return folder
 
 
-def load_checkpoint(folder: Path, engine: Engine, world: World) -> tuple[Progress, Any]:
+def load_checkpoint(folder: Path, engine: Engine, tokenizer: Tokenizer, world: World) -> tuple[Progress, Any]:
     """Restores weights and optimizer from a checkpoint folder; all ranks call it together.
+
+    Args:
+        folder: the checkpoint.
+        engine: what is restored.
+        tokenizer: the run's, which is to be the one that the checkpoint's text tower learned to read.
+        world: the ranks.
 
     Returns:
         How far the run had come, and this rank's loader state.
 
     Raises:
-        CheckpointError: the folder is not whole, or was saved by another model, world size or ZeRO stage.
+        CheckpointError: the folder is not whole, or was saved by another model, with another tokenizer, or at
+            another world size or ZeRO stage.
     """
     try:
         record = json.loads((folder / "run.json").read_text())
@@ -114,6 +121,11 @@ def load_checkpoint(folder: Path, engine: Engine, world: World) -> tuple[Progres
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{folder}/run.json: not readable as JSON: {error}") from error
     check_same_model(folder, engine.model_config)
+    if not same_tokenizer(load_tokenizer(folder / "model" / TOKENIZER_FOLDER), tokenizer):
+        raise CheckpointError(
+            f"{folder}: saved by a run with another tokenizer, so its text tower would read other words; set "
+            f"tokenizer={folder / 'model' / TOKENIZER_FOLDER}"
+        )
     for name, found, expected in (
         ("ranks", record["world_size"], world.size),
         ("engine.zero_stage", record["zero_stage"], engine.config.zero_stage),
@@ -147,14 +159,14 @@ def find_checkpoint(run: Path, asked: str) -> Path:
     return latest.parent / latest.read_text().strip()
 
 
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old text or the new, never half."""
-    partial = path.with_name(f".{path.name}.partial")
+def name_latest(folder: Path) -> None:
+    """Makes a checkpoint the run's latest: a reader sees the old name or the new one, never half."""
+    partial = folder.with_name(f".{LATEST}.partial")
     with partial.open("w") as file:
-        file.write(text)
+        file.write(folder.name)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+    partial.replace(folder.with_name(LATEST))
 
 
 def _discard_old(newest: Path, keep: int) -> None:

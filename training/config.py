@@ -76,3 +76,9 @@ class RunConfig:
                 f"schedule.warmup_pairs: expected fewer than pairs ({self.pairs}), "
                 f"found {self.schedule.warmup_pairs}"
             )
+        changing = self.schedule.warmup_pairs + self.schedule.cooldown_pairs
+        if changing > self.pairs:
+            raise ConfigError(
+                f"schedule.cooldown_pairs: with warmup_pairs expected at most pairs ({self.pairs}), "
+                f"found {changing} together"
+            )

@@ -146,15 +146,21 @@ class Engine:
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote, bit for bit, at the same ZeRO stage and number of ranks.
 
+        Weight decay and all else that the run's config says of the optimizer stays as it is now.
+
         Raises:
             CheckpointError: the files are missing or broken, or were written by another stage or world size.
         """
+        groups = self._optimizer.param_groups
+        settings = [{name: group[name] for name in group if name != "params"} for group in groups]
         try:
             path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
         except (OSError, EOFError, UnpicklingError, AssertionError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{folder}: DeepSpeed cannot restore it: {error}") from error
         if path is None:
             raise CheckpointError(f"{folder}: no engine state of DeepSpeed in it")
+        for group, own in zip(self._optimizer.param_groups, settings, strict=True):
+            group.update(own)
 
 
 def deepspeed_config(config: EngineConfig) -> dict[str, Any]:

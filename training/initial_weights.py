@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from navit_clip.errors import CheckpointError
 from navit_clip.model import TOWERS, NavitClip, Tower
-from navit_clip.tokenizer import Tokenizer
+from navit_clip.tokenizer import Tokenizer, same_tokenizer
 from navit_clip.weights import copy_tower, load_model, resolve_model_folder
 
 
@@ -42,19 +42,15 @@ def load_initial_weights(config: InitialWeightsConfig, model: NavitClip, tokeniz
     for tower, folder in config.folders.items():
         source = load_model(resolve_model_folder(folder))
         if tower == "text":
-            _check_same_tokens(source.tokenizer, tokenizer, folder)
+            _check_same_tokenizer(source.tokenizer, tokenizer, folder)
         copy_tower(source.model, model, tower, where=folder)
         if config.image == config.text:
             model.logit_scale.data.copy_(source.model.logit_scale)
             model.logit_bias.data.copy_(source.model.logit_bias)
 
 
-def _check_same_tokens(found: Tokenizer, expected: Tokenizer, folder: str) -> None:
-    """Two tokenizers that agree on the size and on what they make of these captions are one."""
-    longest = 64
-    captions = ["A photo of two dogs on the beach, 1998.", "écran — 東京 №7", "zebra-striped THINGS!"]
-    same_size = (found.form, found.vocab_size) == (expected.form, expected.vocab_size)
-    if not same_size or found.encode(captions, longest) != expected.encode(captions, longest):
+def _check_same_tokenizer(found: Tokenizer, expected: Tokenizer, folder: str) -> None:
+    if not same_tokenizer(found, expected):
         raise CheckpointError(
             f"init_from.text: {folder} has another tokenizer than this run, so its text tower would read "
             "other words; set tokenizer to the folder tokenizer/ in it"

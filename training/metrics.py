@@ -92,7 +92,7 @@ class Recorder:
     """Writes a run's rows where people look for them; on ranks other than the main one, nowhere.
 
     Rows of steps after `progress`, left by a run that was stopped after its last checkpoint, are taken out,
-    and so is one that was cut off.
+    and so are one that was cut off and the scores at a run's end, which is then evaluated again.
     """
 
     def __init__(self, run: Path, progress: Progress, total_pairs: int, world: World):
@@ -102,7 +102,7 @@ class Recorder:
         if not self._is_main:
             return
         self._metrics = run / "metrics.jsonl"
-        _forget_rows_after(self._metrics, progress.step)
+        _forget_rows_after(self._metrics, progress.step, finished=progress.pairs >= total_pairs)
         self._tensorboard = SummaryWriter(run / "tensorboard", purge_step=progress.step + 1)
         # Drawn on terminals alone; a log file has the log lines.
         self._bar = tqdm(
@@ -173,8 +173,13 @@ def _numbers(row: dict[str, Any]) -> dict[str, int | float]:
     return {name: value for name, value in flat.items() if isinstance(value, int | float)}
 
 
-def _forget_rows_after(metrics: Path, step: int) -> None:
+def _forget_rows_after(metrics: Path, step: int, finished: bool) -> None:
     if metrics.exists():
-        rows = metrics.read_text().splitlines(keepends=True)
-        whole = [row for row in rows if row.endswith("\n")]
-        metrics.write_text("".join(row for row in whole if json.loads(row)["step"] <= step))
+        lines = metrics.read_text().splitlines(keepends=True)
+        rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        kept = [
+            line
+            for line, row in rows
+            if row["step"] < step or (row["step"] == step and (row["kind"] == "train" or not finished))
+        ]
+        metrics.write_text("".join(kept))

@@ -31,6 +31,10 @@ class ScheduleConfig:
                 raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
         if self.timescale_pairs < 1:
             raise ConfigError(f"timescale_pairs: expected at least 1, found {self.timescale_pairs}")
+        if self.kind == "cosine":
+            for name in ("timescale_pairs", "cooldown_pairs"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ConfigError(f"{name}: {getattr(self, name)} is for kind rsqrt, and kind is cosine")
         if not 0 <= self.final_share <= 1:
             raise ConfigError(f"final_share: expected between 0 and 1, found {self.final_share}")
 

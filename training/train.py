@@ -6,6 +6,7 @@ Alone, or on every rank that torchrun or deepspeed starts.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
 from navit_clip.model import NavitClip, choose_backend
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
-from training.checkpoint import LATEST, Progress, find_checkpoint, load_checkpoint
+from training.checkpoint import LATEST, Progress, find_checkpoint, load_checkpoint, name_latest
 from training.config import RunConfig
 from training.engine import Engine
 from training.initial_weights import load_initial_weights
@@ -50,8 +51,7 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         NavitClipError: the config, the data or the checkpoint cannot be used; says what and where.
     """
     run = Path(config.folder)
-    if run.exists() and not run.is_dir():
-        raise ConfigError(f"folder: expected a folder for the run, or nothing yet, found a file: {run}")
+    _check_folder(run)
     checkpoint = None if resume is None else find_checkpoint(run, resume)
     own = checkpoint is not None and run.resolve() in checkpoint.resolve().parents
     if (run / "checkpoints" / LATEST).exists() and not own:
@@ -84,13 +84,15 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     progress = Progress()
     origin = ", ".join(f"{tower} tower from {folder}" for tower, folder in config.init_from.folders.items())
     if checkpoint is not None:
-        progress, loader_state = load_checkpoint(checkpoint, engine, world)
+        progress, loader_state = load_checkpoint(checkpoint, engine, tokenizer, world)
         loader.load_state(loader_state)
         origin = f"from {checkpoint}"
 
     if world.is_main:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / "config.yaml")
+        if checkpoint is not None and own:  # gone back to: later steps are of an abandoned branch
+            name_latest(checkpoint)
     recorder = Recorder(run, progress, config.pairs, world)
     recorder.say(
         f"{run}: {sum(size for size, _ in sizes):.1f}M parameters, "
@@ -144,6 +146,15 @@ def _evaluate(
 
 
 _EVAL_ROW = ("dataset", "task", "metrics", "chance", "num_samples", "skipped", "tokens_per_image")
+
+
+def _check_folder(run: Path) -> None:
+    """Before anything is built: whether the run's folder is there or can be made."""
+    there = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"folder: expected a folder for the run, or nothing yet, found a file: {there}")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"folder: {run} cannot be written: {there} is read-only")
 
 
 def _check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:

@@ -29,7 +29,7 @@ class ValidationConfig:
             raise ConfigError(f"group: expected at least 2 pairs to contrast, found {self.group}")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what attention keeps of a pack would be unfit for training
 def validation_loss(
     config: ValidationConfig, loss: LossConfig, model: NavitClip, batches: Iterable[Batch], world: World
 ) -> float:

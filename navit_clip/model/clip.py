@@ -63,20 +63,22 @@ class NavitClip(nn.Module):
         return self.config.image.width
 
     def encode_images(self, images: PackedImages) -> Float[Tensor, "images dim"]:
-        """Unit vectors of the images of a pack."""
+        """Unit vectors in fp32 of the images of a pack."""
         with self._autocast():
-            return F.normalize(self.image(images), dim=-1)
+            vectors = self.image(images)
+        return _unit(vectors)
 
     def encode_captions(self, captions: Captions) -> Float[Tensor, "captions dim"]:
-        """Unit vectors of the captions of a pack."""
+        """Unit vectors in fp32 of the captions of a pack."""
         with self._autocast():
-            return F.normalize(self.text(captions), dim=-1)
+            vectors = self.text(captions)
+        return _unit(vectors)
 
     def forward(self, batch: Batch) -> Embeddings:
         """Unit vectors of a batch's images and captions, pair by pair, and what turns them into logits."""
         return Embeddings(
-            image=self.encode_images(batch.images).float(),
-            text=self.encode_captions(batch.captions).float(),
+            image=self.encode_images(batch.images),
+            text=self.encode_captions(batch.captions),
             identity=batch.captions.identity,
             # New tensors, not the parameters: ZeRO-3 takes parameters away when this forward ends.
             logit_scale=self.logit_scale.float().exp(),
@@ -87,3 +89,8 @@ class NavitClip(nn.Module):
         if self.compute_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.logit_scale.device.type, self.compute_dtype)
+
+
+def _unit(vectors: Float[Tensor, "vectors dim"]) -> Float[Tensor, "vectors dim"]:
+    """In fp32: eight bits of a unit vector would move a logit by tenths."""
+    return F.normalize(vectors.float(), dim=-1)

@@ -149,7 +149,10 @@ def test_compute_dtype_is_what_attention_runs_in_and_leaves_the_weights():
         layer = tower.transformer.blocks[0].attention.output
         layer.register_forward_pre_hook(lambda _, inputs: attended.append(inputs[0].dtype))
     model.compute_dtype = torch.bfloat16
-    found = model.encode_images(images).float(), model.encode_captions(captions)
+    found = model.encode_images(images), model.encode_captions(captions)
     assert attended == [torch.bfloat16] * 2
+    for vectors in found:
+        assert vectors.dtype == torch.float32
+        assert (vectors.norm(dim=-1) - 1).abs().max() < 1e-6
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert 0 < (found[0] - exact).norm() / exact.norm() < 1e-2

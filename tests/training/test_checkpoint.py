@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
+from navit_clip.tokenizer import train_tokenizer
 from navit_clip.weights import load_model, resolve_model_folder
 from tests.ranks import on_ranks
 from tests.training_builders import small_run
@@ -109,6 +110,43 @@ def test_going_back_keeps_what_latest_names_and_clears_what_a_kill_left(tmp_path
     assert not partial.exists()
 
 
+def test_what_a_run_goes_back_to_is_its_latest_before_anything_is_saved(tmp_path: Path):
+    config = replace(small_run(tmp_path), checkpoint=CheckpointConfig(every=1, keep=0))
+    on_ranks(1, run_on_ranks, [(config, None)])
+    checkpoints = Path(config.folder) / "checkpoints"
+    names = sorted(folder.name for folder in checkpoints.glob("step-*"))
+    # Resumed at its end, a run only evaluates: as if it had been killed before its next save.
+    finished_there = replace(config, pairs=rows(Path(config.folder))[-2]["pairs"])
+    on_ranks(1, run_on_ranks, [(finished_there, str(checkpoints / names[-2]))])
+    assert (checkpoints / "latest").read_text() == names[-2]
+
+
+def test_a_resumed_run_follows_its_config_in_what_may_change(tmp_path: Path):
+    config = replace(small_run(tmp_path), checkpoint=CHECKPOINT)
+    on_ranks(1, run_on_ranks, [(config, None)])
+    whole = Path(config.folder)
+    last = []
+    for name, weight_decay in (("alike", config.optimizer.weight_decay), ("decaying", 100.0)):
+        run = cut_back(whole, tmp_path / name, "step-00000002")
+        changed = replace(
+            config, folder=str(run), optimizer=replace(config.optimizer, weight_decay=weight_decay)
+        )
+        on_ranks(1, run_on_ranks, [(changed, "latest")])
+        last.append(rows(run)[-1]["loss"])
+    assert last[0] == rows(whole)[-1]["loss"]
+    assert last[1] != last[0]
+
+
+def test_a_run_that_is_resumed_at_its_end_is_scored_once(tmp_path: Path):
+    config = small_run(tmp_path)
+    held_out = replace(config.validation.data, shards=config.data.shards, side=32)
+    config = replace(config, validation=replace(config.validation, data=held_out))
+    on_ranks(1, run_on_ranks, [(config, None)])
+    before = rows(Path(config.folder))
+    on_ranks(1, run_on_ranks, [(config, "latest")])
+    assert rows(Path(config.folder)) == before
+
+
 def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
     config = replace(small_run(tmp_path), checkpoint=CHECKPOINT)
     on_ranks(1, run_on_ranks, [(config, None)])
@@ -120,6 +158,8 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
         file.write_bytes(b"")
     (lost / "checkpoints" / "latest").write_text("step-99999999")
     stage = EngineConfig(zero_stage=1, precision="fp32")
+    other_tokenizer = tmp_path / "tokenizer of other captions"
+    train_tokenizer(["an owl sits on the old oak", "two hares in the snow"], 512).save(other_tokenizer)
 
     cases: list[tuple[str, str | None, dict]] = [
         ("holds a run already; go on with --resume latest", None, {}),
@@ -128,6 +168,12 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
         ("no shard matches 'nowhere.tar'", "latest", {"validation": nowhere}),
         ("nothing to resume", "latest", {"folder": str(tmp_path / "elsewhere")}),
         ("another model: model.image.depth is 2 there and 1 here", "latest", {"model": wider}),
+        ("saved by a run with another tokenizer", "latest", {"tokenizer": str(other_tokenizer)}),
+        (
+            "folder: expected a folder for the run, or nothing yet, found a file",
+            None,
+            {"folder": f"{__file__}/run"},
+        ),
         ("saved with engine.zero_stage 0, this run has 1", "latest", {"engine": stage}),
         ("the checkpoint's place in the data", "latest", {"data": replace(config.data, blocks_per_shard=3)}),
         ("DeepSpeed cannot restore it", "latest", {"folder": str(broken)}),

@@ -57,6 +57,13 @@ def test_neither_ranks_nor_batches_change_the_loss():
         assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_training_goes_on_with_captions_of_the_lengths_that_were_validated():
+    model, batch = make_model(), batch_of([4, 1, 4])  # equal lengths apart: attention arranges them anew
+    validation_loss(ValidationConfig(), LossConfig(), model, [batch], ALONE)
+    sigmoid_loss(LossConfig(), model(batch), [3], ALONE).backward()
+    assert model.logit_scale.grad is not None
+
+
 def test_no_pair_at_all_is_an_error():
     with pytest.raises(DataError, match="no usable pair"):
         loss_on_rank(ALONE, [[]], group=4)
