@@ -37,9 +37,10 @@ def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str]
             or fails the dataclass's own checks.
     """
     tree = _read(Path(path))
+    where = f"{path} and the command line" if overrides else str(path)
     for override in overrides:
         tree = _merge(tree, _parse_override(override))
-    return build_config(schema, tree, where=str(path))
+    return build_config(schema, tree, where)
 
 
 def build_config(schema: type[Config], tree: dict[Any, Any], where: str) -> Config:

@@ -89,6 +89,9 @@ def whole_folder(folder: Path, replaces: Callable[[Path], bool]) -> Iterator[Pat
     except BaseException:
         shutil.rmtree(partial)
         raise
+    readable = partial.stat().st_mode & 0o666  # safetensors keeps its files from everybody but their owner
+    for file in filter(Path.is_file, partial.rglob("*")):
+        file.chmod(readable)
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)

@@ -91,7 +91,7 @@ def test_the_five_lines_of_the_readme_run(folder, root, tmp_path, monkeypatch, c
     lines = next(block for block in re.findall(r"((?:^    .*\n|^\n)+)", readme, re.M) if "NavitClip" in block)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    folder.rename(tmp_path / "runs" / "mine")
+    folder.rename(tmp_path / "runs" / "small")
     pictures()[0].save(tmp_path / "photo.jpg")
     exec("\n".join(line.removeprefix("    ") for line in lines.splitlines()), {})
     assert re.fullmatch(r"tensor\(\[\[0\.\d+, 0\.\d+\]\]\)\n", capsys.readouterr().out)

@@ -135,3 +135,10 @@ def test_a_path_that_is_none_of_them_is_an_error(tmp_path):
         resolve_model_folder(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="found none of them"):
         resolve_model_folder(tmp_path)
+
+
+def test_whoever_may_read_the_config_may_read_the_weights(folder):
+    assert {file.stat().st_mode for file in folder.rglob("*") if file.is_file()} == {
+        (folder / "navit_clip.yaml").stat().st_mode
+    }
+    assert (folder / "model.safetensors").stat().st_mode & 0o666 == folder.stat().st_mode & 0o666

@@ -74,7 +74,7 @@ class RunConfig:
         if self.schedule.warmup_pairs >= self.pairs:
             raise ConfigError(
                 f"schedule.warmup_pairs: expected fewer than pairs ({self.pairs}), "
-                f"found {self.schedule.warmup_pairs}"
+                f"found {self.schedule.warmup_pairs}; a shorter run needs a shorter warm-up"
             )
         changing = self.schedule.warmup_pairs + self.schedule.cooldown_pairs
         if changing > self.pairs:

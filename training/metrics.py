@@ -128,8 +128,8 @@ class Recorder:
         """A validation or evaluation result."""
         if self._is_main:
             self._write(kind, row)
-            scores = ", ".join(f"{name} {value:.4g}" for name, value in _numbers(row).items())
-            self.say(f"{kind}: {scores}")
+            scores = ", ".join(f"{name} {_short(value)}" for name, value in _numbers(row).items())
+            self.say(": ".join([kind, *(row[name] for name in ("dataset", "task") if name in row), scores]))
 
     def say(self, message: str) -> None:
         """A line for the console, above the progress bar, and for out.log."""
@@ -166,6 +166,10 @@ def train_line(row: dict[str, Any], total_pairs: int, world_size: int) -> str:
         f"Fill: {100 * row['fill']:.1f}% Images: {row['images_per_batch']:.1f} "
         f"Loss: {row['loss']:.5g}"
     )
+
+
+def _short(value: int | float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, int | float]:

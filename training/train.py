@@ -87,6 +87,11 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         progress, loader_state = load_checkpoint(checkpoint, engine, tokenizer, world)
         loader.load_state(loader_state)
         origin = f"from {checkpoint}"
+        later = [folder for folder in checkpoint.parent.glob("step-*") if folder.name > checkpoint.name]
+        if own and later:
+            origin += f", whose {len(later)} later checkpoints it replaces as it comes to them"
+        elif not own:
+            origin += f", where the rows of its first {progress.step} steps stay"
 
     if world.is_main:
         run.mkdir(parents=True, exist_ok=True)
