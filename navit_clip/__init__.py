@@ -18,7 +18,7 @@ from navit_clip.errors import (
     NavitClipError,
     SampleError,
 )
-from navit_clip.loss import LossConfig, sigmoid_loss
+from navit_clip.loss import LossConfig, contrastive_loss
 from navit_clip.model import ClipConfig, choose_backend, packed_attention
 from navit_clip.pretrained import NavitClip
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
@@ -45,6 +45,7 @@ __all__ = [
     "TrainLoader",
     "World",
     "choose_backend",
+    "contrastive_loss",
     "image_patches",
     "load_config",
     "load_model",
@@ -52,6 +53,5 @@ __all__ = [
     "packed_attention",
     "read_samples",
     "save_model",
-    "sigmoid_loss",
     "train_tokenizer",
 ]

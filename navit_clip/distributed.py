@@ -94,33 +94,21 @@ class World:
         dist.all_gather(gathered, torch.tensor([count]))
         return torch.cat(gathered).tolist()
 
+    @torch.no_grad()
     def gather_rows(
         self, rows: Shaped[Tensor, "rows ..."], counts: list[int]
     ) -> Shaped[Tensor, "all_rows ..."]:
-        """All ranks' rows in rank order; gradients flow back to the rank that each row came from.
+        """All ranks' rows in rank order; no gradient.
 
         Args:
             rows: this rank's rows, as many as `counts` says.
             counts: rows of every rank, from `counts()`.
         """
-        return rows if self.size == 1 else _GatherRows.apply(rows, counts, self.rank)  # type: ignore[return-value]
-
-
-class _GatherRows(torch.autograd.Function):
-    """Forward: concatenate over ranks. Backward: sum over ranks, and keep one's own rows."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, counts: list[int], rank: int) -> Tensor:
-        ctx.own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        if self.size == 1:
+            return rows
         # Collectives want equal shapes: shorter ranks are padded, and the padding is cut off on arrival.
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(gathered, padded)
         return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        total = gradients[0].contiguous()
-        dist.all_reduce(total)
-        return total[ctx.own], None, None

@@ -1,4 +1,8 @@
-"""Runs a function on several ranks: real processes, gloo on loopback."""
+"""Runs a function on several ranks: real processes, gloo on loopback.
+
+They are forked from a server process that has imported what they need, once for a session of tests: a rank
+starts in a moment, and with none of the threads of the process that the tests run in.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,19 @@ def on_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.train", "open_clip"])
     results = context.SimpleQueue()
-    multiprocessing.spawn(_rank, args=(size, port, results, function, args), nprocs=size, join=True)
-    return [value for _, value in sorted((results.get() for _ in range(size)), key=lambda item: item[0])]
+    ranks = multiprocessing.start_processes(
+        _rank, (size, port, results, function, args), nprocs=size, join=False, start_method="forkserver"
+    )
+    by_rank: dict[int, Any] = {}
+    done = False
+    while not done:
+        done = ranks.join(timeout=0.05)
+        while not results.empty():  # a rank waits with a large result until it is read
+            by_rank.update([results.get()])
+    return [by_rank[rank] for rank in range(size)]
 
 
 def _rank(rank: int, size: int, port: int, results: Any, function: Callable[..., Any], args: Any) -> None:

@@ -1,74 +1,192 @@
-"""The sigmoid loss against a dense float64 reference, on one rank and on several with uneven counts."""
+"""The contrastive losses against dense float64 references, on one rank and on several with uneven counts."""
 
 from __future__ import annotations
 
 import math
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from navit_clip.batch import Embeddings
 from navit_clip.distributed import World
-from navit_clip.loss import LossConfig, sigmoid_loss
+from navit_clip.loss import LossConfig, contrastive_loss
+from navit_clip.loss.comparisons import TILE
 from tests.ranks import on_ranks
 
 DIM = 16
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+SETTINGS = [
+    LossConfig(kind=kind, positives=positives)
+    for kind, positives in product(("sigmoid", "softmax"), ("pair", "same_caption"))
+]
+NAMES = ("image", "text", "logit_scale", "logit_bias")
 
 
-def random_embeddings(num_pairs: int, seed: int = 0) -> Embeddings:
-    generator = torch.Generator().manual_seed(seed)
-    image, text = (
-        torch.nn.functional.normalize(torch.randn(num_pairs, DIM, generator=generator), dim=1) for _ in "it"
-    )
+class Outcome(NamedTuple):
+    """A loss, and its gradients by name; none for what takes no gradient."""
+
+    loss: float
+    gradients: dict[str, np.ndarray]
+
+
+def random_embeddings(num_pairs: int, dtype: torch.dtype = torch.float32) -> Embeddings:
+    """Unit vectors; every seventh caption is the same."""
+    generator = torch.Generator().manual_seed(num_pairs)
+    image, text = (F.normalize(torch.randn(num_pairs, DIM, generator=generator), dim=1) for _ in "it")
     identity = torch.arange(num_pairs) % 7
-    return Embeddings(image, text, identity, torch.tensor([8.0]), torch.tensor([-6.0]))
+    scale, bias = torch.tensor([8.0]), torch.tensor([-6.0])
+    return Embeddings(image.to(dtype), text.to(dtype), identity, scale.to(dtype), bias.to(dtype))
 
 
-def dense_reference(embeddings: Embeddings, positives: str) -> tuple[float, list[np.ndarray]]:
-    """Algorithm 1 of SigLIP in float64, with all gradients."""
-    image, text, scale, bias = (
-        part.detach().double().requires_grad_()
-        for part in (embeddings.image, embeddings.text, embeddings.logit_scale, embeddings.logit_bias)
-    )
-    same = embeddings.identity[:, None] == embeddings.identity
-    labels = 2 * (torch.eye(len(image)) if positives == "pair" else same.double()) - 1
-    loss = -torch.nn.functional.logsigmoid(labels * (scale * image @ text.T + bias)).sum() / len(image)
-    return loss.item(), [g.numpy() for g in torch.autograd.grad(loss, [image, text, scale, bias])]
+def dense_reference(embeddings: Embeddings, config: LossConfig, wanted=NAMES) -> Outcome:
+    """The papers' formulas in float64, on the whole matrix."""
+    leaves = {name: getattr(embeddings, name).detach().double().requires_grad_() for name in NAMES}
+    image, text, scale, bias = leaves.values()
+    logits = scale * image @ text.T + bias
+    positive = torch.eye(len(image), dtype=torch.bool)
+    if config.positives == "same_caption":
+        positive = embeddings.identity[:, None] == embeddings.identity
+    if config.kind == "sigmoid":
+        loss = -F.logsigmoid(torch.where(positive, logits, -logits)).sum() / len(image)
+    else:
+        target = positive.double() / positive.sum(1, keepdim=True)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    gradients = torch.autograd.grad(loss, [leaves[name] for name in wanted])
+    return Outcome(loss.item(), {name: g.numpy() for name, g in zip(wanted, gradients, strict=True)})
 
 
-def loss_and_gradients(world: World, counts: list[int], positives) -> tuple[float, list[np.ndarray]]:
+def outcome(
+    world: World, config: LossConfig, counts: list[int], tile: int = TILE["cpu"], wanted=NAMES
+) -> Outcome:
     """What one rank computes for its slice of the pairs."""
     everything = random_embeddings(sum(counts))
     own = slice(sum(counts[: world.rank]), sum(counts[: world.rank + 1]))
-    image, text, identity = (part[own].clone() for part in everything[:3])
-    leaves = [image, text, everything.logit_scale, everything.logit_bias]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    embeddings = Embeddings(image, text, identity, *leaves[2:])
-    loss = sigmoid_loss(LossConfig(positives=positives), embeddings, world.counts(len(image)), world)
+    parts = [part[own].clone() for part in everything[:3]]
+    embeddings = Embeddings(*parts, everything.logit_scale, everything.logit_bias)
+    for name in wanted:
+        getattr(embeddings, name).requires_grad_()
+    usual, TILE["cpu"] = TILE["cpu"], tile
+    loss = contrastive_loss(config, embeddings, world.counts(counts[world.rank]), world)
     loss.backward()
-    return loss.item(), [leaf.grad.numpy() for leaf in leaves if leaf.grad is not None]
+    TILE["cpu"] = usual
+    found = {name: getattr(embeddings, name).grad for name in NAMES}
+    return Outcome(loss.item(), {name: grad.numpy() for name, grad in found.items() if grad is not None})
 
 
-@pytest.mark.parametrize("positives", ["pair", "same_caption"])
-@pytest.mark.parametrize("counts", [[20], [1], [5, 12], [5, 0, 17]], ids=str)
-def test_loss_and_gradients_equal_the_dense_reference(counts, positives):
-    if len(counts) == 1:
-        results = [loss_and_gradients(ALONE, counts, positives)]
+def outcomes(world: World, cases: list[tuple]) -> list[Outcome]:
+    return [outcome(world, *case) for case in cases]
+
+
+def assert_is(expected: Outcome, by_rank: list[Outcome]) -> None:
+    """An engine averages over ranks: the mean of losses and of shared gradients is the whole batch's."""
+    ranks = len(by_rank)
+    assert np.mean([result.loss for result in by_rank]) == pytest.approx(expected.loss, rel=1e-6, abs=1e-7)
+    for name, reference in expected.gradients.items():
+        shares = [result.gradients[name] for result in by_rank]
+        found = (np.concatenate(shares) if name in ("image", "text") else np.sum(shares, axis=0)) / ranks
+        error = np.linalg.norm(found - reference)
+        # A softmax does not see the bias, and of one pair it sees nothing at all.
+        assert error <= 1e-6 * np.linalg.norm(reference) + 1e-8, name
+    assert all(result.gradients.keys() == expected.gradients.keys() for result in by_rank)
+
+
+@pytest.mark.parametrize(
+    "all_counts",
+    [[[25], [1]], [[5, 12], [0, 9], [1, 0]], [[5, 0, 17], [7, 7, 7]], [[5, 0, 17, 3], [0, 0, 0, 1]]],
+    ids=["1 rank", "2 ranks", "3 ranks", "4 ranks"],
+)
+def test_loss_and_gradients_equal_the_dense_reference(all_counts):
+    tiles = (TILE["cpu"], 4)
+    cases: list[Any] = list(product(SETTINGS, all_counts, tiles))
+    cases += [
+        (config, all_counts[0], 4, wanted) for config in SETTINGS for wanted in (NAMES[0::2], NAMES[1::2])
+    ]
+    if len(all_counts[0]) == 1:
+        results = [outcomes(ALONE, cases)]
     else:
-        results = on_ranks(len(counts), loss_and_gradients, counts, positives)
-    loss, (image, text, scale, bias) = dense_reference(random_embeddings(sum(counts)), positives)
-    ranks = len(counts)
-    # An engine averages over ranks: the mean of the losses and of shared gradients is the whole batch's.
-    assert np.mean([rank_loss for rank_loss, _ in results]) == pytest.approx(loss, rel=1e-6)
-    for index, expected in ((0, image), (1, text)):
-        found = np.concatenate([rank_gradients[index] for _, rank_gradients in results]) / ranks
-        assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)
-    for index, expected in ((2, scale), (3, bias)):
-        found = np.mean([rank_gradients[index] for _, rank_gradients in results], axis=0)
-        np.testing.assert_allclose(found, expected, rtol=2e-6)
+        results = on_ranks(len(all_counts[0]), outcomes, cases)
+    for case, *by_rank in zip(cases, *results, strict=True):
+        config, counts, *rest = case
+        wanted = rest[1] if len(rest) > 1 else NAMES
+        assert_is(dense_reference(random_embeddings(sum(counts)), config, wanted), by_rank)
+
+
+def open_clip_outcome(world: World, kind: str, num_pairs: int) -> Outcome:
+    """open_clip's losses for the same slice; `gather` exchanges by one all-gather with gradient."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    everything = random_embeddings(num_pairs * world.size)
+    own = slice(num_pairs * world.rank, num_pairs * (world.rank + 1))
+    image, text, scale, bias = leaves = [
+        part.clone().requires_grad_()
+        for part in (
+            everything.image[own],
+            everything.text[own],
+            everything.logit_scale,
+            everything.logit_bias,
+        )
+    ]
+    settings = {"rank": world.rank, "world_size": world.size}
+    if kind == "sigmoid":
+        loss = SigLipLoss(**settings, dist_impl="gather")(image, text, scale, bias)
+    else:
+        loss = ClipLoss(**settings, local_loss=True, gather_with_grad=True)(image, text, scale)
+    loss.backward()
+    gradients = [torch.zeros(1) if leaf.grad is None else leaf.grad for leaf in leaves]
+    return Outcome(loss.item(), {name: g.numpy() for name, g in zip(NAMES, gradients, strict=True)})
+
+
+def beside_open_clip(world: World, num_pairs: int) -> list[tuple[Outcome, Outcome]]:
+    counts = [num_pairs] * world.size
+    return [
+        (outcome(world, LossConfig(kind=kind), counts, 4), open_clip_outcome(world, kind, num_pairs))
+        for kind in ("sigmoid", "softmax")
+    ]
+
+
+def test_ranks_with_equal_counts_agree_with_open_clip():
+    by_rank = on_ranks(3, beside_open_clip, 6)
+    for kind in range(2):
+        ours, theirs = ([pairs[kind][side] for pairs in by_rank] for side in range(2))
+        # Ranks share the work in other ways, so the parts of what all share differ, and their sums agree.
+        losses = [sum(part.loss for part in side) for side in (ours, theirs)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+        for name in NAMES:
+            join = np.concatenate if name in ("image", "text") else sum
+            found, expected = (join([part.gradients[name] for part in side]) for side in (ours, theirs))
+            assert np.linalg.norm(found - expected) <= 2e-6 * np.linalg.norm(expected) + 1e-8, name
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=str)
+def test_the_loss_is_fp32_under_autocast(config):
+    plain = outcome(ALONE, config, [20])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outcome(ALONE, config, [20])
+    assert found.loss == plain.loss
+    for name in NAMES:
+        np.testing.assert_array_equal(found.gradients[name], plain.gradients[name])
+
+
+def test_without_a_gradient_there_is_the_same_loss():
+    for config in SETTINGS:
+        with torch.inference_mode():
+            found = contrastive_loss(config, random_embeddings(20), [20], ALONE).item()
+        assert found == pytest.approx(outcome(ALONE, config, [20]).loss, rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_shows_in_every_gradient():
+    embeddings = random_embeddings(20)
+    embeddings.image[3, 0] = math.inf
+    for config in SETTINGS:
+        leaves = [part.clone().requires_grad_() for part in embeddings[:2]]
+        loss = contrastive_loss(config, Embeddings(*leaves, *embeddings[2:]), [20], ALONE)
+        loss.backward()
+        assert not math.isfinite(loss.item())
+        assert all(leaf.grad.isnan().all() for leaf in leaves if leaf.grad is not None)
 
 
 def test_the_loss_at_initialisation_is_the_paper_s():
@@ -77,4 +195,5 @@ def test_the_loss_at_initialisation_is_the_paper_s():
     image, text = torch.eye(2 * pairs)[:pairs], torch.eye(2 * pairs)[pairs:]
     embeddings = Embeddings(image, text, torch.arange(pairs), torch.tensor([10.0]), torch.tensor([-10.0]))
     expected = math.log1p(math.exp(10)) + (pairs - 1) * math.log1p(math.exp(-10))
-    assert sigmoid_loss(LossConfig(), embeddings, [pairs], ALONE).item() == pytest.approx(expected, rel=1e-6)
+    found = contrastive_loss(LossConfig(), embeddings, [pairs], ALONE).item()
+    assert found == pytest.approx(expected, rel=1e-6)

@@ -10,7 +10,7 @@ from typing import Any
 from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.errors import DivergenceError
-from navit_clip.loss import sigmoid_loss
+from navit_clip.loss import contrastive_loss
 from navit_clip.tokenizer import Tokenizer
 from training.checkpoint import Progress, save_checkpoint
 from training.config import RunConfig
@@ -60,7 +60,7 @@ def train(
                 batch = next(batches)
             counts = world.counts(len(batch))
             embeddings = engine.forward(batch.to(world.device))
-            loss = sigmoid_loss(config.loss, embeddings, counts, world)
+            loss = contrastive_loss(config.loss, embeddings, counts, world)
             engine.backward(loss)
             meter.add(batch, embeddings, loss)
             pairs += sum(counts)

@@ -11,7 +11,7 @@ from navit_clip.batch import Batch, Embeddings, caption_identity
 from navit_clip.data import ValidationDataConfig
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError, DataError
-from navit_clip.loss import LossConfig, sigmoid_loss
+from navit_clip.loss import LossConfig, contrastive_loss
 from navit_clip.model import NavitClip
 
 
@@ -68,7 +68,7 @@ def validation_loss(
         embeddings = Embeddings(
             image[group], text[group], identity[group], model.logit_scale.exp(), model.logit_bias
         )
-        losses.append(sigmoid_loss(loss, embeddings, [size], alone))
+        losses.append(contrastive_loss(loss, embeddings, [size], alone))
     return torch.stack(losses).mean().item()
 
 

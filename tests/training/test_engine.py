@@ -12,7 +12,7 @@ from navit_clip.batch import Batch, Captions, PackedImages
 from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
-from navit_clip.loss import LossConfig, sigmoid_loss
+from navit_clip.loss import LossConfig, contrastive_loss
 from navit_clip.model import NavitClip
 from navit_clip.tokenizer import load_tokenizer
 from tests.ranks import on_ranks
@@ -77,7 +77,7 @@ def plain_losses(config: RunConfig, accumulation: int = 1) -> list[float]:
     for _ in range(STEPS):
         for _ in range(accumulation):
             batch = joined([next(loader) for loader in loaders])
-            loss = sigmoid_loss(LossConfig(), model(batch), [len(batch)], alone)
+            loss = contrastive_loss(LossConfig(), model(batch), [len(batch)], alone)
             (loss / accumulation).backward()
             losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.engine.gradient_clipping)
@@ -98,7 +98,7 @@ def engine_losses(world: World, config: RunConfig, engines: list[EngineConfig]) 
             for _ in range(engine_config.accumulation):
                 batch = joined([next(loader) for loader in loaders])
                 counts = world.counts(len(batch))
-                loss = sigmoid_loss(LossConfig(), engine.forward(batch), counts, world)
+                loss = contrastive_loss(LossConfig(), engine.forward(batch), counts, world)
                 engine.backward(loss)
                 losses.append(loss.item())
             engine.step(LEARNING_RATE)

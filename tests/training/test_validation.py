@@ -8,7 +8,7 @@ import torch
 from navit_clip.batch import Batch, Captions, PackedImages
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError, DataError
-from navit_clip.loss import LossConfig, sigmoid_loss
+from navit_clip.loss import LossConfig, contrastive_loss
 from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, TextTowerConfig
 from tests.packs import noise_captions, noise_images
 from tests.ranks import on_ranks
@@ -45,7 +45,7 @@ def loss_on_rank(world: World, shares: list[list[list[int]]], group: int) -> flo
 
 def test_one_group_is_the_loss_of_all_pairs():
     everything = batch_of(list(range(NUM_PAIRS)))
-    expected = sigmoid_loss(LossConfig(), make_model()(everything), [NUM_PAIRS], ALONE).item()
+    expected = contrastive_loss(LossConfig(), make_model()(everything), [NUM_PAIRS], ALONE).item()
     found = loss_on_rank(ALONE, [[list(range(6)), list(range(6, NUM_PAIRS))]], group=256)
     assert found == pytest.approx(expected, rel=1e-6)
 
@@ -60,7 +60,7 @@ def test_neither_ranks_nor_batches_change_the_loss():
 def test_training_goes_on_with_captions_of_the_lengths_that_were_validated():
     model, batch = make_model(), batch_of([4, 1, 4])  # equal lengths apart: attention arranges them anew
     validation_loss(ValidationConfig(), LossConfig(), model, [batch], ALONE)
-    sigmoid_loss(LossConfig(), model(batch), [3], ALONE).backward()
+    contrastive_loss(LossConfig(), model(batch), [3], ALONE).backward()
     assert model.logit_scale.grad is not None
 
 
