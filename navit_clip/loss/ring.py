@@ -40,8 +40,8 @@ def travel(
     for step in range(world.size):
         owner = (world.rank - step) % world.size
         exchange = _Exchange(world)
-        last = step == world.size - 1
-        if not last:
+        following: list[Tensor] = []
+        if step < world.size - 1:
             following = exchange.pass_on(here, counts[owner], counts[(owner - 1) % world.size])
         arrived = exchange.pass_on(made, counts[(owner + 1) % world.size], counts[owner]) if step else []
         exchange.start()
@@ -49,8 +49,7 @@ def travel(
         exchange.wait()
         if step:
             made = [combine(mine, theirs) for mine, theirs in zip(made, arrived, strict=True)]
-        if not last:
-            here = following
+        here = following
     home = _Exchange(world)
     if world.size > 1:
         made = home.pass_on(made, counts[(world.rank + 1) % world.size], counts[world.rank])
