@@ -1,54 +1,35 @@
-"""Samples and captions -> unit vectors: packed, within a budget of tokens, on all ranks.
+"""Samples and captions -> unit vectors: in packs, within a budget of tokens, on all ranks.
 
 Samples and captions are cut into packs first and the packs are then dealt to the ranks, so a pack holds
 the same whatever the number of ranks, and so do the vectors, to the last bit. They come back to every
-rank, in the order given. Every rank runs the same number of forward passes (a rank that has run out
-embeds a placeholder): where weights are sharded, each pass is a collective.
+rank, in the order given. What a store keeps of an earlier evaluation is not made again; it was made from
+the same packs, so that changes nothing either.
 
 The global random state is left alone, and the model leaves in the mode it came in.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.image_packs import ImagePacks, Samples
-from navit_clip.batch import Captions, Sample, caption_identity
+from eval.image_config import ImageConfig
+from eval.image_packs import ImagePack, ImagePacks, Samples
+from eval.model import JudgedModel
+from eval.store import Kept, Store
+from eval.views import View
+from navit_clip.batch import Sample
 from navit_clip.data.faults import Faults
 from navit_clip.distributed import World
-from navit_clip.errors import CheckpointError, ConfigError, DataError
-from navit_clip.model.clip import NavitClip
-from navit_clip.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
-    """What embedding costs: tokens for each image, tokens for each forward pass, processes to decode."""
-
-    tokens_per_image: int = 256
-    """Patches of an image at most; each is resized, up or down, to come as near as its shape allows."""
-    token_budget: int = 16384
-    """Tokens of one forward pass at most."""
-    num_workers: int = 2
-    """Processes that decode and cut images, on each rank; 0 does it in the main process."""
-
-    def __post_init__(self):
-        for name, least in (("tokens_per_image", 1), ("token_budget", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: expected at least {least}, found {getattr(self, name)}")
-        if self.token_budget < self.tokens_per_image:
-            raise ConfigError(
-                f"token_budget: expected at least tokens_per_image = {self.tokens_per_image}, "
-                f"found {self.token_budget}"
-            )
+from navit_clip.errors import CheckpointError, DataError, SampleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,69 +41,130 @@ class EmbeddedImages:
     """In the order given, their encoded images let go."""
     faults: Faults
     """The samples that could not be used, by cause."""
+    mean_tokens: float
+    """Tokens that an image had."""
+    seconds_per_image: float
+    """Of the image tower alone, on one rank, by the clock."""
 
 
-def embed_images(model: NavitClip, samples: Samples, world: World, config: EmbedConfig) -> EmbeddedImages:
+class _Pack(NamedTuple):
+    """What is known of a pack once it is embedded."""
+
+    samples: list[tuple[int, Sample]]
+    faults: list[tuple[int, str, SampleError]]
+    num_tokens: int
+    seconds: float
+
+
+def embed_images(
+    model: JudgedModel,
+    samples: Samples,
+    world: World,
+    config: ImageConfig,
+    view: View | None = None,
+    store: Store | None = None,
+) -> EmbeddedImages:
     """Embeds every image that can be read, in the order of `samples`.
+
+    Args:
+        model: which.
+        samples: the data set.
+        world: the ranks; all call this together.
+        config: how images are shown and what a forward pass may cost.
+        view: what of each picture is shown; without one, all.
+        store: where packs are kept as soon as they are done; without one, nowhere.
 
     Raises:
         DataError: not one sample could be used.
         CheckpointError: the model's vectors are not finite.
+        ConfigError: the model cannot take images as the config asks.
     """
-    packs = ImagePacks(
-        samples,
-        patch_size=model.config.image.patch_size,
-        tokens_per_image=config.tokens_per_image,
-        images_per_pack=config.token_budget // config.tokens_per_image,
-        world=world,
-    )
-    placeholder = packs.placeholder().to(world.device)
-    rows, read, bad = [], [], []
+    view = view or View()
+    preparation = model.preparation(config)
+    images_per_pack = max(1, config.token_budget // preparation.most_tokens)
+    if store is not None:
+        shown = {key: value for key, value in asdict(config).items() if key != "num_workers"}
+        store = store.part("images", samples.fingerprint(), shown, asdict(view))
+    numbers = range(world.rank, -(-len(samples) // images_per_pack), world.size)
+    embedded = {number: kept for number in numbers if (kept := _kept_pack(store, number))}
+    missing = [number for number in numbers if number not in embedded]
+    packs = ImagePacks(samples, preparation, view, images_per_pack, missing)
     with _evaluating(model), _progress(len(samples), "image", world) as progress:
-        for pack in packs.rounds(config.num_workers):
-            read += pack.samples
-            bad += pack.faults
-            if pack.images is None:
-                model.encode_images(placeholder)
-            else:
-                rows.append(model.encode_images(pack.images.to(world.device)).float())
-            progress.update(min(packs.images_per_round, len(samples) - progress.n))
-    read, bad = _flat(world.gather_objects(read)), _flat(world.gather_objects(bad))
+        progress.update(min(len(embedded) * images_per_pack * world.size, len(samples)))
+        for pack in packs.made(config.num_workers):
+            embedded[pack.number] = _embed_pack(model, pack, store)
+            progress.update(min(images_per_pack * world.size, len(samples) - progress.n))
+    own = [embedded[number] for number in numbers]
+    parts = _flat(world.gather_objects([about for _, about in own]))
     faults = Faults()
-    for _, key, error in sorted(bad, key=lambda fault: fault[0]):
+    for _, key, error in sorted(
+        (fault for part in parts for fault in part.faults), key=lambda fault: fault[0]
+    ):
         faults.add(key, error)
+    read = [pair for part in parts for pair in part.samples]
     if not read:
         raise DataError(f"not one of {len(samples)} samples could be used; {faults.summary()}")
-    vectors = _gather(rows, model.embedding_dim, world, order=[index for index, _ in read])
+    rows = [vectors.to(world.device) for vectors, _ in own]
     return EmbeddedImages(
-        vectors, tuple(sample for _, sample in sorted(read, key=lambda pair: pair[0])), faults
+        vectors=_gather(rows, model.embedding_dim, world, order=[index for index, _ in read]),
+        samples=tuple(sample for _, sample in sorted(read, key=lambda pair: pair[0])),
+        faults=faults,
+        mean_tokens=sum(part.num_tokens for part in parts) / len(read),
+        seconds_per_image=sum(part.seconds for part in parts) / len(read),
     )
 
 
 def embed_captions(
-    model: NavitClip, tokenizer: Tokenizer, captions: Sequence[str], world: World, token_budget: int
+    model: JudgedModel, captions: Sequence[str], world: World, token_budget: int
 ) -> Float[Tensor, "captions dim"]:
     """Embeds captions, at least one, in the order given; captions of like length share a pack.
 
     Raises:
         CheckpointError: the model's vectors are not finite.
     """
-    context_length = model.config.text.context_length
-    ids = tokenizer.encode(captions, context_length)
-    packs = _caption_packs([len(caption) for caption in ids], max(token_budget, context_length))
-    own = packs[world.rank :: world.size]
-    idle = [packs[0]] * (-(-len(packs) // world.size) - len(own))
+    ids = model.tokenize(captions)
+    packs = _caption_packs([len(caption) for caption in ids], token_budget)
     rows = []
     with _evaluating(model), _progress(len(captions), "caption", world) as progress:
-        for number, pack in enumerate(own + idle):
-            identity = [caption_identity(captions[index]) for index in pack]
-            packed = Captions.pack([ids[index] for index in pack], identity)
-            vectors = model.encode_captions(packed.to(world.device)).float()
-            if number < len(own):
-                rows.append(vectors)
+        for pack in packs[world.rank :: world.size]:
+            rows.append(model.encode_captions([ids[index] for index in pack]))
             progress.update(min(len(pack) * world.size, len(captions) - progress.n))
     dealt = [index for rank in range(world.size) for pack in packs[rank :: world.size] for index in pack]
     return _gather(rows, model.embedding_dim, world, order=dealt)
+
+
+def _embed_pack(model: JudgedModel, pack: ImagePack, store: Store | None) -> tuple[Tensor, _Pack]:
+    start = time.perf_counter()
+    if pack.images is None:
+        vectors = torch.empty(0, model.embedding_dim)
+    else:
+        vectors = model.encode_images(pack.images).cpu()  # waits for the device, too
+    about = _Pack(list(pack.samples), list(pack.faults), pack.num_tokens, time.perf_counter() - start)
+    if store is not None:
+        store.keep(f"pack-{pack.number:06d}", vectors, _to_json(about))
+    return vectors, about
+
+
+def _kept_pack(store: Store | None, number: int) -> tuple[Tensor, _Pack] | None:
+    kept: Kept | None = store.read(f"pack-{number:06d}") if store is not None else None
+    return None if kept is None else (kept.vectors, _from_json(kept.about))
+
+
+def _to_json(pack: _Pack) -> dict[str, Any]:
+    return {
+        "samples": [[index, s.key, list(s.captions), s.label] for index, s in pack.samples],
+        "faults": [[index, key, error.cause, error.detail] for index, key, error in pack.faults],
+        "num_tokens": pack.num_tokens,
+        "seconds": pack.seconds,
+    }
+
+
+def _from_json(about: dict[str, Any]) -> _Pack:
+    samples = [
+        (index, Sample(key, b"", tuple(captions), label)) for index, key, captions, label in about["samples"]
+    ]
+    faults = [(index, key, SampleError(cause, detail)) for index, key, cause, detail in about["faults"]]
+    return _Pack(samples, faults, about["num_tokens"], about["seconds"])
 
 
 def _caption_packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -130,7 +172,7 @@ def _caption_packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]
     packs: list[list[int]] = [[]]
     room = token_budget
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if lengths[index] > room:
+        if lengths[index] > room and packs[-1]:
             packs.append([])
             room = token_budget
         packs[-1].append(index)
@@ -150,15 +192,15 @@ def _gather(
 
 
 @contextmanager
-def _evaluating(model: NavitClip) -> Iterator[None]:
+def _evaluating(model: JudgedModel) -> Iterator[None]:
     """No gradients, no dropout. Not inference mode: weights gathered from shards in it could not train on."""
-    was_training = model.training
-    model.eval()
+    was_training = model.module.training
+    model.module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        model.module.train(was_training)
 
 
 def _progress(total: int, unit: str, world: World) -> tqdm:

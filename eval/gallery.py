@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from eval.datasets import open_captioned
 from eval.image_packs import Samples
-from eval.tasks import TaskConfig
+from eval.task_config import TaskConfig
+from eval.tasks import open_captioned_task
 from navit_clip.data.images import decode_image
 from navit_clip.errors import DataError, SampleError
 
@@ -29,9 +29,9 @@ def draw_gallery(record: dict[str, Any]) -> str:
     Args:
         record: a result as `navit-clip eval` writes it, with `examples` and `protocol`.
     """
-    task = TaskConfig(**record["protocol"])
+    task = TaskConfig(**record["protocol"]["task"])
     try:
-        samples = open_captioned(task.path, task.split, task.caption_key)
+        samples = open_captioned_task(task).samples
         rows = [_row(example, samples) for example in record["examples"]]
     except (DataError, SampleError) as error:
         return f'<p class="note">The pictures cannot be shown: {html.escape(str(error))}</p>'

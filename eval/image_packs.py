@@ -1,4 +1,4 @@
-"""Samples -> packs of patches, made in worker processes; each rank gets its share of the packs.
+"""Samples -> packs of images, made in worker processes; each rank gets its share of the packs.
 
 Pack p holds the samples p * images_per_pack to (p + 1) * images_per_pack and goes to rank p mod ranks,
 so what is in a pack depends on neither the number of ranks nor the number of workers.
@@ -6,17 +6,16 @@ so what is in a pack depends on neither the number of ranks nor the number of wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from navit_clip.batch import PackedImages, Patches, Sample
-from navit_clip.data.patches import image_patches
-from navit_clip.distributed import World
+from eval.model import Preparation
+from eval.views import View
+from navit_clip.batch import Sample
 from navit_clip.errors import NavitClipError, SampleError
 
 
@@ -33,46 +32,62 @@ class Samples(Protocol):
         """Reads one sample; a SampleError where that one cannot be used."""
         ...
 
+    def fingerprint(self) -> str:
+        """A text that is another where a sample's bytes, key, label or captions may be others."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ImagePack:
     """The images of a pack, and what became of the samples that it was to hold."""
 
-    images: PackedImages | None = None
-    """None where no sample of the pack could be used, or where a rank has no pack left."""
-    samples: tuple[tuple[int, Sample], ...] = ()
+    number: int
+    images: Any
+    """What the model takes; None where no sample of the pack could be used."""
+    num_tokens: int
+    samples: tuple[tuple[int, Sample], ...]
     """Number and sample of each image, in the pack's order; the encoded images are let go."""
-    faults: tuple[tuple[int, str, SampleError], ...] = ()
+    faults: tuple[tuple[int, str, SampleError], ...]
     """Number, key and error of each sample that could not be used."""
 
 
 class ImagePacks(Dataset[ImagePack | NavitClipError]):
-    """One rank's packs."""
+    """Some packs of a data set.
+
+    Args:
+        samples: the data set.
+        preparation: how the model takes images.
+        view: what of each picture it is shown.
+        images_per_pack: samples of each pack.
+        numbers: which packs.
+    """
 
     def __init__(
-        self, samples: Samples, patch_size: int, tokens_per_image: int, images_per_pack: int, world: World
+        self,
+        samples: Samples,
+        preparation: Preparation,
+        view: View,
+        images_per_pack: int,
+        numbers: Sequence[int],
     ):
-        self.images_per_round = images_per_pack * world.size
         self._samples = samples
-        self._patch_size = patch_size
-        self._tokens_per_image = tokens_per_image
-        starts = range(0, len(samples), images_per_pack)
-        self._packs = [range(start, min(start + images_per_pack, len(samples))) for start in starts]
-        self._own = self._packs[world.rank :: world.size]
-        self._num_rounds = -(-len(self._packs) // world.size)
+        self._preparation = preparation
+        self._view = view
+        self._images_per_pack = images_per_pack
+        self._numbers = numbers
 
     def __len__(self) -> int:
-        return len(self._own)
+        return len(self._numbers)
 
-    def __getitem__(self, number: int) -> ImagePack | NavitClipError:
+    def __getitem__(self, index: int) -> ImagePack | NavitClipError:
         """A pack; or the error that ends all, whose message DataLoader would wrap in a traceback."""
         try:
-            return self._pack(number)
+            return self._pack(self._numbers[index])
         except NavitClipError as error:
             return error
 
-    def rounds(self, num_workers: int) -> Iterator[ImagePack]:
-        """This rank's packs in order, then empty ones: as many in all on every rank.
+    def made(self, num_workers: int) -> Iterator[ImagePack]:
+        """The packs in order.
 
         Raises:
             DataError: a sample contradicts what is known of the whole data set.
@@ -83,21 +98,20 @@ class ImagePacks(Dataset[ImagePack | NavitClipError]):
             if isinstance(pack, NavitClipError):
                 raise pack
             yield pack
-        yield from [ImagePack()] * (self._num_rounds - len(self))
-
-    def placeholder(self) -> PackedImages:
-        """One black patch, to pass through a tower whose weights other ranks wait for."""
-        pixels = np.zeros((1, 3 * self._patch_size**2), dtype=np.uint8)
-        return PackedImages.pack([Patches(pixels, np.zeros((1, 2), dtype=np.int32), (1, 1))])
 
     def _pack(self, number: int) -> ImagePack:
-        images, samples, faults = [], [], []
-        for index in self._own[number]:
+        images, samples, faults, num_tokens = [], [], [], 0
+        first = number * self._images_per_pack
+        for index in range(first, min(first + self._images_per_pack, len(self._samples))):
+            key = self._samples.keys[index]
             try:
                 sample = self._samples[index]
-                images.append(image_patches(sample.image, self._patch_size, self._tokens_per_image))
+                image, tokens = self._preparation.prepare(self._view.open(sample.image), key)
             except SampleError as error:
-                faults.append((index, self._samples.keys[index], error))
+                faults.append((index, key, error))
             else:
+                images.append(image)
                 samples.append((index, replace(sample, image=b"")))
-        return ImagePack(PackedImages.pack(images) if images else None, tuple(samples), tuple(faults))
+                num_tokens += tokens
+        packed = self._preparation.pack(images) if images else None
+        return ImagePack(number, packed, num_tokens, tuple(samples), tuple(faults))

@@ -6,25 +6,34 @@ it). The vector of a class is the mean of its prompts' unit vectors, made a unit
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from eval.embed import embed_captions
+from eval.model import JudgedModel
 from eval.names import read_names
+from eval.store import Store
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
-from navit_clip.model.clip import NavitClip
-from navit_clip.tokenizer import Tokenizer
 
 PLAIN = ("{}",)
 """The class name by itself."""
 
-OPEN_CLIP_SETS = {"openai-80": "OPENAI_IMAGENET_TEMPLATES", "openai-7": "SIMPLE_IMAGENET_TEMPLATES"}
-"""Our name of a set -> its name in open_clip."""
+SETS = {
+    "plain": PLAIN,
+    "openai-80": ("OPENAI_IMAGENET_TEMPLATES",),
+    "openai-7": ("SIMPLE_IMAGENET_TEMPLATES",),
+    "clip-paper": ("OPENAI_IMAGENET_TEMPLATES", "{}"),
+    "clip-best": ("SIMPLE_IMAGENET_TEMPLATES", "{}"),
+}
+"""A set's name -> templates, and the names that open_clip has for sets of them. The last two are
+big_vision's, which adds the plain class name to OpenAI's 80 and 7."""
 
 PLACES = ("{}", "{c}")
 
@@ -37,7 +46,7 @@ def fill(template: str, class_name: str) -> str:
 
 
 def load_templates(names: Sequence[str], dataset: str) -> tuple[str, ...]:
-    """Reads templates: each name is a template itself, a set's name (`openai-80`, `openai-7`), or a file.
+    """Reads templates: each name is a template itself, a set's name (see `SETS`), or a file.
 
     A file holds one template a line; or, if it ends in .json, a list of them or CLIP_benchmark's mapping
     from data set names to lists, of which `dataset`'s is taken.
@@ -50,14 +59,14 @@ def load_templates(names: Sequence[str], dataset: str) -> tuple[str, ...]:
     for name in names:
         if any(place in name for place in PLACES):
             templates.append(name)
-        elif name in OPEN_CLIP_SETS:
-            templates.extend(_open_clip_templates(name))
+        elif name in SETS:
+            templates.extend(template for part in SETS[name] for template in _templates_of(part))
         elif Path(name).is_file():
             templates.extend(check_templates(read_names(Path(name), dataset, what="templates"), source=name))
         else:
             raise ConfigError(
                 f"templates: {name!r} has no {{}} for the class name, and is neither a set of templates "
-                f"({', '.join(OPEN_CLIP_SETS)}) nor a file"
+                f"({', '.join(SETS)}) nor a file"
             )
     return tuple(templates)
 
@@ -70,22 +79,57 @@ def check_templates(templates: Sequence[str], source: str | Path) -> tuple[str, 
     return tuple(templates)
 
 
+def canonical(text: str) -> str:
+    """Lower case, without punctuation, single spaces: big_vision's form of prompts and captions."""
+    words = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation)).lower().split()
+    return " ".join(words)
+
+
 def class_embeddings(
-    model: NavitClip,
-    tokenizer: Tokenizer,
+    model: JudgedModel,
     class_names: Sequence[str],
     templates: Sequence[str],
     world: World,
     token_budget: int,
+    canonicalize: bool = False,
+    store: Store | None = None,
 ) -> Float[Tensor, "classes dim"]:
-    """One unit vector per class, the same on every rank: the renormalised mean over its prompts."""
+    """One unit vector per class, the same on every rank: the renormalised mean over its prompts.
+
+    Args:
+        model: which.
+        class_names: at least one.
+        templates: at least one; see `fill`.
+        world: the ranks; all call this together.
+        token_budget: tokens of a forward pass at most.
+        canonicalize: whether prompts are made `canonical`.
+        store: where the vectors of these prompts are kept and looked for.
+    """
     prompts = [fill(template, name) for name in class_names for template in templates]
-    vectors = embed_captions(model, tokenizer, prompts, world, token_budget)
-    return F.normalize(vectors.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=-1)
+    if canonicalize:
+        prompts = [canonical(prompt) for prompt in prompts]
+    kept = None
+    if store is not None:
+        store = store.part("classes", prompts, len(templates), token_budget)
+        kept = store.read("vectors")
+    # Found by all ranks or by none: those that lack them would wait for the others.
+    if all(world.gather_objects(kept is not None)) and kept is not None:
+        return kept.vectors.to(world.device)
+    # Prompts repeat where class names do, and where templates differ in punctuation alone.
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    vectors = embed_captions(model, list(place), world, token_budget)
+    of_prompts = vectors[torch.tensor([place[prompt] for prompt in prompts], device=vectors.device)]
+    of_classes = F.normalize(of_prompts.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=-1)
+    if store is not None:
+        store.keep("vectors", of_classes)
+    return of_classes
 
 
-def _open_clip_templates(name: str) -> list[str]:
-    # open_clip takes seconds to import, and only these two names need it.
+def _templates_of(part: str) -> list[str]:
+    """A template itself, or those of a set of open_clip's."""
+    if PLACES[0] in part:
+        return [part]
+    # open_clip takes seconds to import, and only its own sets need it.
     from open_clip import zero_shot_metadata
 
-    return [template(PLACES[0]) for template in getattr(zero_shot_metadata, OPEN_CLIP_SETS[name])]
+    return [template(PLACES[0]) for template in getattr(zero_shot_metadata, part)]

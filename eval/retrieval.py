@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from math import comb
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from eval.bootstrap import Bootstrap
 from eval.ranking import best_rank, share_within
 
 RECALL_AT = (1, 5, 10)
@@ -46,12 +48,27 @@ def text_ranks(
 
 
 def retrieval_metrics(
-    image_ranks: Int64[Tensor, " captions"], text_ranks: Int64[Tensor, " images"]
-) -> dict[str, float]:
-    """Recall at 1, 5 and 10, both ways, between 0 and 1."""
-    image = {f"image_retrieval_recall@{k}": share_within(image_ranks, k) for k in RECALL_AT}
-    text = {f"text_retrieval_recall@{k}": share_within(text_ranks, k) for k in RECALL_AT}
-    return image | text
+    image_ranks: Int64[Tensor, " captions"],
+    text_ranks: Int64[Tensor, " images"],
+    caption_image: Int64[Tensor, " captions"],
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Recall at 1, 5 and 10, both ways, between 0 and 1; and the 95 % interval of each.
+
+    Images are resampled with their captions, both ways: captions of one image are not independent.
+    """
+    owners, num_images = caption_image.cpu().numpy(), len(text_ranks)
+    bootstrap = Bootstrap(num_images)
+    num_captions = bootstrap.sums(np.bincount(owners, minlength=num_images).astype(float))
+    metrics, intervals = {}, {}
+    for k in RECALL_AT:
+        metrics[f"image_retrieval_recall@{k}"] = share_within(image_ranks, k)
+        hits = np.bincount(owners, (image_ranks < k).cpu().numpy(), num_images)
+        intervals[f"image_retrieval_recall@{k}"] = bootstrap.interval(bootstrap.sums(hits) / num_captions)
+    for k in RECALL_AT:
+        metrics[f"text_retrieval_recall@{k}"] = share_within(text_ranks, k)
+        hits = (text_ranks < k).cpu().numpy().astype(float)
+        intervals[f"text_retrieval_recall@{k}"] = bootstrap.mean_interval(hits)
+    return metrics, intervals
 
 
 def retrieval_chance(captions_per_image: list[int]) -> dict[str, float]:

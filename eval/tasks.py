@@ -6,187 +6,214 @@ state it leaves alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from eval.datasets import open_captioned, open_classified
-from eval.embed import EmbedConfig, EmbeddedImages, embed_captions, embed_images
+from eval import official_captioned, official_classified
+from eval.calibration import reliability
+from eval.cost import measure_cost
+from eval.datasets import CaptionedSamples, ClassifiedSamples, open_captioned, open_classified
+from eval.embed import EmbeddedImages, embed_captions, embed_images
+from eval.image_config import ImageConfig
+from eval.model import JudgedModel
 from eval.names import read_names
-from eval.prompts import PLAIN, class_embeddings, load_templates
+from eval.prompts import PLAIN, canonical, class_embeddings, load_templates
+from eval.result import TaskResult
 from eval.retrieval import image_ranks, retrieval_chance, retrieval_metrics, text_ranks
-from eval.zero_shot import classification_chance, classification_metrics, label_ranks, per_class_recall
-from navit_clip.data.samples import check_caption_key
+from eval.store import Store
+from eval.task_config import EvalConfig, TaskConfig
+from eval.views import View
+from eval.zero_shot import Outcomes, classification_chance, classification_metrics, classify, per_class_recall
+from navit_clip.config import nearest
 from navit_clip.distributed import World
-from navit_clip.errors import ConfigError
-from navit_clip.model.clip import NavitClip
-from navit_clip.tokenizer import Tokenizer
+from navit_clip.errors import DataError
 
 NUM_EXAMPLES = 12
-"""Captions of a retrieval result that are kept with what they retrieved, spread evenly over the data set."""
+"""Captions of a retrieval result that are kept with what they retrieved, spread evenly over the data set;
+and the most confident mistakes of a classification."""
 
 NUM_RETRIEVED = 5
-"""Images kept for each of them."""
+"""Images kept for each caption."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """One score sheet: a data set and what is asked of it."""
+def evaluate(
+    model: JudgedModel, config: EvalConfig, world: World, store: Store | None = None
+) -> Iterator[TaskResult]:
+    """Runs the tasks one by one; all ranks must go through them together, and all get the results.
 
-    dataset: str
-    """Its name in results; also where it lies, unless dataset_root says otherwise."""
-    task: Literal["zeroshot_classification", "zeroshot_retrieval"]
-    """What is asked, as CLIP_benchmark calls it."""
-    dataset_root: str = "{dataset}"
-    """A CLIP_benchmark folder, shards, or a folder of class folders; {dataset} stands for the name without
-    its wds/, {dataset_cleaned} for the same with - in place of /."""
-    split: str = "test"
-    """Subfolder of a CLIP_benchmark folder."""
-    label_key: str = "cls"
-    """Classification of shards: cls, or the json.KEY that holds the name of a sample's class."""
-    caption_key: str = "txt"
-    """Retrieval: txt, or the json.KEY that holds captions."""
-    class_names: str = ""
-    """Classification: a file of class names, one a line or JSON; empty takes the data set's own."""
-    templates: list[str] = field(default_factory=list)
-    """Classification: openai-80, openai-7, a file, or a template such as "a photo of a {}."; all that are
-    listed count together. Empty takes the data set's own, or else the plain class name."""
-    language: str = "en"
-    """Of the prompts; only noted in the result."""
-
-    def __post_init__(self):
-        if not self.dataset:
-            raise ConfigError("dataset: expected a name or a path, found nothing")
-        check_caption_key(self.caption_key)
-        kind, _, name = self.label_key.partition(".")
-        if self.label_key != "cls" and (kind != "json" or not name):
-            raise ConfigError(f"label_key: expected 'cls' or 'json.KEY', found {self.label_key!r}")
-
-    @property
-    def name(self) -> str:
-        """The data set without CLIP_benchmark's wds/."""
-        return self.dataset.removeprefix("wds/")
-
-    @property
-    def path(self) -> str:
-        """Where the samples are."""
-        cleaned = self.name.replace("/", "-")
-        return self.dataset_root.replace("{dataset}", self.name).replace("{dataset_cleaned}", cleaned)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig(EmbedConfig):
-    """A suite of tasks, and what embedding for them may cost."""
-
-    tasks: list[TaskConfig] = field(default_factory=list)
-    """Run in this order."""
-
-
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """The scores of one task."""
-
-    config: TaskConfig
-    metrics: dict[str, float]
-    """Shares between 0 and 1, under CLIP_benchmark's names."""
-    chance: dict[str, float]
-    """What guessing at random scores, under the same names."""
-    num_samples: int
-    """Images that counted."""
-    skipped: dict[str, int]
-    """Samples that could not be used, by cause; a result with any is not of the whole data set."""
-    tokens_per_image: int
-    notes: list[str]
-    """What a reader of the scores should know."""
-    details: dict[str, Any]
-    """Results per class with the templates used; or examples of what captions retrieved."""
-
-    def as_json(self, model: str, pretrained: str) -> dict[str, Any]:
-        """CLIP_benchmark's record of a result, and beside it our own."""
-        return {
-            "dataset": self.config.dataset,
-            "model": model,
-            "pretrained": pretrained,
-            "task": self.config.task,
-            "metrics": self.metrics,
-            "language": self.config.language,
-            "chance": self.chance,
-            "num_samples": self.num_samples,
-            "skipped": self.skipped,
-            "tokens_per_image": self.tokens_per_image,
-            "notes": self.notes,
-            "protocol": asdict(self.config),
-            **self.details,
-        }
-
-
-def evaluate(model: NavitClip, tokenizer: Tokenizer, config: EvalConfig, world: World) -> list[TaskResult]:
-    """Runs every task; all ranks must call this together, and all get the results.
+    Args:
+        model: which.
+        config: the tasks and how images are shown.
+        world: the ranks.
+        store: where vectors are kept and looked for; without one, nowhere.
 
     Raises:
-        ConfigError: class names or templates are missing or do not fit the data set.
-        DataError: a data set is not there, is not what its task needs, or has no usable sample.
+        ConfigError: class names or templates are missing or do not fit the data set, or a setting does not
+            fit the model.
+        DataError: a data set is not there or not whole, is not what its task needs, or has no usable sample.
         CheckpointError: the model's embeddings are not finite.
     """
     run = {"zeroshot_classification": _classify, "zeroshot_retrieval": _retrieve}
-    return [run[task.task](model, tokenizer, task, config, world) for task in config.tasks]
+    return (run[task.task](model, task, config, world, store) for task in config.tasks)
+
+
+def open_classified_task(task: TaskConfig) -> ClassifiedSamples:
+    """The data set of a classification task."""
+    if task.is_official and task.name in official_classified.OFFICIAL:
+        data = official_classified.open_official(task.name, Path(task.path), task.incomplete)
+        if task.class_names:
+            names = read_names(Path(task.class_names), task.name, "class_names")
+            return replace(data, space=data.space.renamed(names))
+        return data
+    if task.is_official:
+        official_classified.check_variant(task.name)
+    _check_is_there(task, official_classified.OFFICIAL)
+    class_names = read_names(Path(task.class_names), task.name, "class_names") if task.class_names else ()
+    return open_classified(task.path, task.split, task.label_key, class_names)
+
+
+def open_captioned_task(task: TaskConfig) -> CaptionedSamples:
+    """The data set of a retrieval task."""
+    if task.is_official and task.name in official_captioned.OFFICIAL:
+        return official_captioned.open_official(task.name, Path(task.path), task.incomplete)
+    _check_is_there(task, official_captioned.OFFICIAL)
+    return open_captioned(task.path, task.split, task.caption_key)
+
+
+def _check_is_there(task: TaskConfig, official: Any) -> None:
+    """Raises DataError for a name that is known, or nearly, and a place where nothing is."""
+    if (
+        task.path == task.name
+        and "/" not in task.name
+        and not Path(task.path).exists()
+        and "." not in task.name
+    ):
+        known = "" if task.name in official else f"; {nearest(task.name, list(official))}"
+        raise DataError(
+            f"{task.name}: no such folder here{known}; --dataset_root says where a data set lies, and "
+            "docs/evaluation.md how to get one"
+        )
 
 
 def _classify(
-    model: NavitClip, tokenizer: Tokenizer, task: TaskConfig, config: EvalConfig, world: World
+    model: JudgedModel, task: TaskConfig, config: EvalConfig, world: World, store: Store | None
 ) -> TaskResult:
-    class_names = read_names(Path(task.class_names), task.name, "class_names") if task.class_names else ()
-    data = open_classified(task.path, task.split, task.label_key, class_names)
+    data = open_classified_task(task)
     templates = load_templates(task.templates, task.name) or data.templates or PLAIN
-    names = data.class_names
-    classes = class_embeddings(model, tokenizer, names, templates, world, config.token_budget)
-    images = embed_images(model, data.samples, world, config)
-    labels = torch.tensor([sample.label for sample in images.samples], device=world.device)
-    ranks = label_ranks(images.vectors, classes, labels)
-    recalls = per_class_recall(ranks, labels)
-    counts = torch.bincount(labels, minlength=len(names)).tolist()
-    per_class = [
-        {"class": name, "recall": recalls.get(label), "num_samples": counts[label]}
-        for label, name in enumerate(names)
-    ]
+    columns = class_embeddings(
+        model, data.space.prompts, templates, world, config.token_budget, task.canonicalize, store
+    )
+    view = View(border=max(task.border, data.border), center=task.center)
+
+    def judge(images: ImageConfig) -> tuple[EmbeddedImages, Outcomes]:
+        embedded = embed_images(model, data.samples, world, images, view, store)
+        return embedded, classify(
+            embedded.vectors, columns, data.space, _accepted(data, embedded), model.logit_scale
+        )
+
+    embedded, outcomes = judge(config)
+    accepted = _accepted(data, embedded)
+    labels = None if data.accepted else torch.tensor([sample.label for sample in embedded.samples])
+    metrics, intervals = classification_metrics(
+        outcomes, data.space, None if labels is None else labels.numpy()
+    )
+    details: dict[str, Any] = {
+        "templates": list(templates),
+        "reliability": reliability(outcomes.confidence.numpy(), outcomes.right).as_json(),
+        "mistakes": _mistakes(data, embedded, outcomes, accepted),
+    }
+    counts = [0] * len(data.space.classes)
+    if labels is not None:
+        counts = torch.bincount(labels, minlength=len(counts)).tolist()
+        recalls = per_class_recall(outcomes.ranks, labels)
+        details["per_class"] = [
+            {"class": name, "recall": recalls.get(label), "num_samples": counts[label]}
+            for label, name in enumerate(data.space.classes)
+        ]
+    if task.cost_tokens:
+        details["cost"] = measure_cost(judge, task.cost_tokens, config)
     return TaskResult(
         config=task,
-        metrics=classification_metrics(ranks, labels, len(names)),
-        chance=classification_chance(len(names)),
-        num_samples=len(images.samples),
-        skipped=dict(images.faults.counts),
-        tokens_per_image=config.tokens_per_image,
-        notes=_class_notes(names, counts) + _skip_notes(images),
-        details={"templates": list(templates), "per_class": per_class},
+        images=config,
+        metrics=metrics,
+        intervals=intervals,
+        chance=classification_chance(data.space, accepted, by_class=labels is not None),
+        scoring=data.scoring,
+        num_samples=len(embedded.samples),
+        skipped=dict(embedded.faults.counts),
+        complete=not data.missing and not embedded.faults.total,
+        mean_tokens=embedded.mean_tokens,
+        seconds_per_image=embedded.seconds_per_image,
+        notes=[
+            *_incomplete_notes(data.missing, embedded),
+            *_class_notes(data.space.prompts, data.space.classes, counts),
+        ],
+        details=details,
     )
 
 
 def _retrieve(
-    model: NavitClip, tokenizer: Tokenizer, task: TaskConfig, config: EvalConfig, world: World
+    model: JudgedModel, task: TaskConfig, config: EvalConfig, world: World, store: Store | None
 ) -> TaskResult:
-    images = embed_images(model, open_captioned(task.path, task.split, task.caption_key), world, config)
+    data = open_captioned_task(task)
+    view = View(border=task.border, center=task.center)
+    images = embed_images(model, data.samples, world, config, view, store)
     captions = [caption for sample in images.samples for caption in sample.captions]
     owners = [number for number, sample in enumerate(images.samples) for _ in sample.captions]
     caption_image = torch.tensor(owners, device=world.device)
-    vectors = embed_captions(model, tokenizer, captions, world, config.token_budget)
+    asked = [canonical(caption) for caption in captions] if task.canonicalize else captions
+    vectors = embed_captions(model, asked, world, config.token_budget)
     ranks = image_ranks(images.vectors, vectors, caption_image)
+    metrics, intervals = retrieval_metrics(
+        ranks, text_ranks(images.vectors, vectors, caption_image), caption_image
+    )
     return TaskResult(
         config=task,
-        metrics=retrieval_metrics(ranks, text_ranks(images.vectors, vectors, caption_image)),
+        images=config,
+        metrics=metrics,
+        intervals=intervals,
         chance=retrieval_chance([len(sample.captions) for sample in images.samples]),
+        scoring="every caption for its image; an image for at least one of its captions",
         num_samples=len(images.samples),
         skipped=dict(images.faults.counts),
-        tokens_per_image=config.tokens_per_image,
-        notes=_skip_notes(images),
+        complete=not data.missing and not images.faults.total,
+        mean_tokens=images.mean_tokens,
+        seconds_per_image=images.seconds_per_image,
+        notes=_incomplete_notes(data.missing, images),
         details={
             "num_captions": len(captions),
             "examples": _examples(images, captions, owners, vectors, ranks),
         },
     )
+
+
+def _accepted(data: ClassifiedSamples, images: EmbeddedImages) -> list[tuple[int, ...]]:
+    """The labels that count as right for each image."""
+    if data.accepted:
+        return [data.accepted[sample.key] for sample in images.samples]
+    return [(sample.label,) for sample in images.samples if sample.label is not None]
+
+
+def _mistakes(
+    data: ClassifiedSamples, images: EmbeddedImages, outcomes: Outcomes, accepted: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    """The wrong answers that the model was surest of."""
+    wrong = (outcomes.ranks > 0).nonzero()[:, 0]
+    surest = wrong[outcomes.confidence[wrong].argsort(descending=True, stable=True)[:NUM_EXAMPLES]]
+    return [
+        {
+            "image": images.samples[number].key,
+            "label": " or ".join(data.space.classes[label] for label in accepted[number]),
+            "answer": data.space.answers[outcomes.answers[number]],
+            "confidence": outcomes.confidence[number].item(),
+        }
+        for number in surest.tolist()
+    ]
 
 
 def _examples(
@@ -209,16 +236,21 @@ def _examples(
     return examples
 
 
-def _class_notes(names: Sequence[str], counts: Sequence[int]) -> list[str]:
+def _class_notes(prompts: Sequence[str], classes: Sequence[str], counts: Sequence[int]) -> list[str]:
     notes = []
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := sorted({name for name in prompts if prompts.count(name) > 1}):
         notes.append(f"class names that stand for more than one class: {', '.join(repeated)}")
+    if not any(counts):
+        return notes
     if empty := counts.count(0):
-        notes.append(f"{empty} of {len(names)} classes have no image")
+        notes.append(f"{empty} of {len(classes)} classes have no image")
     largest = max(range(len(counts)), key=counts.__getitem__)
-    notes.append(f"always answering {names[largest]!r} would score acc1 {counts[largest] / sum(counts):.1%}")
+    notes.append(
+        f"always answering {classes[largest]!r} would score acc1 {counts[largest] / sum(counts):.1%}"
+    )
     return notes
 
 
-def _skip_notes(images: EmbeddedImages) -> list[str]:
-    return [f"incomplete: {images.faults.summary()}"] if images.faults.total else []
+def _incomplete_notes(missing: str, images: EmbeddedImages) -> list[str]:
+    skipped = [f"incomplete: {images.faults.summary()}"] if images.faults.total else []
+    return [*([f"incomplete: {missing}"] if missing else []), *skipped]

@@ -1,50 +1,120 @@
-"""Zero-shot classification: image and class embeddings -> ranks of the labels -> accuracies.
+"""Zero-shot classification: image and class embeddings -> what is answered, how surely -> metrics.
 
 The metrics carry CLIP_benchmark's names and mean what they mean there: `acc1` and `acc5` over images,
 `mean_per_class_recall` over the classes that have an image (scikit-learn's balanced accuracy). Where
-there are fewer than five classes there is no `acc5`.
+there are fewer than five answers there is no `acc5`; where an image may have several labels there are no
+per-class recalls. Beside them stand `ece` and `nll`, see `eval.calibration`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from eval.bootstrap import Bootstrap
+from eval.calibration import calibration_error_interval, reliability
+from eval.class_space import ClassSpace
 from eval.ranking import best_rank, share_within
 
 IMAGES_AT_ONCE = 4096
 """Images scored together: bounds the logits kept, whatever the size of the data set."""
 
 
-def label_ranks(
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What a model made of each image."""
+
+    ranks: Int64[Tensor, " images"]
+    """How many answers score above the best right one."""
+    answers: Int64[Tensor, " images"]
+    """The answer that scores highest."""
+    confidence: Float[Tensor, " images"]
+    """Its probability."""
+    surprise: Float[Tensor, " images"]
+    """-log of the probability of all right answers together, in nats."""
+
+    @property
+    def right(self) -> Bool[np.ndarray, " images"]:
+        return (self.ranks == 0).numpy()
+
+
+def classify(
     images: Float[Tensor, "images dim"],
-    classes: Float[Tensor, "classes dim"],
-    labels: Int64[Tensor, " images"],
-) -> Int64[Tensor, " images"]:
-    """How many classes score above each image's own."""
-    tiles = zip(images.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True)
-    return torch.cat([logit_label_ranks(tile @ classes.T, tile_labels) for tile, tile_labels in tiles])
+    columns: Float[Tensor, "columns dim"],
+    space: ClassSpace,
+    accepted: Sequence[Sequence[int]],
+    logit_scale: float,
+) -> Outcomes:
+    """Scores images against columns.
+
+    Args:
+        images: unit vectors.
+        columns: unit vectors, one per prompt of the space.
+        space: what columns stand for.
+        accepted: the labels that count as right, at least one for each image.
+        logit_scale: what cosines are multiplied with before the softmax.
+    """
+    tiles = [
+        classify_scores(
+            tile @ columns.T, space, accepted[number * IMAGES_AT_ONCE :][: len(tile)], logit_scale
+        )
+        for number, tile in enumerate(images.split(IMAGES_AT_ONCE))
+    ]
+    return Outcomes(
+        ranks=torch.cat([tile.ranks for tile in tiles]),
+        answers=torch.cat([tile.answers for tile in tiles]),
+        confidence=torch.cat([tile.confidence for tile in tiles]),
+        surprise=torch.cat([tile.surprise for tile in tiles]),
+    )
 
 
-def logit_label_ranks(
-    logits: Float[Tensor, "images classes"], labels: Int64[Tensor, " images"]
-) -> Int64[Tensor, " images"]:
-    """How many logits of each image stand above its label's."""
-    own = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
-    return best_rank(logits, own)
+def classify_scores(
+    scores: Float[Tensor, "images columns"],
+    space: ClassSpace,
+    accepted: Sequence[Sequence[int]],
+    logit_scale: float = 1.0,
+) -> Outcomes:
+    """`classify` for scores that are there already; any classifier's logits do."""
+    scores = space.ranked(scores)
+    relevant = space.relevant(accepted).to(scores.device)
+    log_probabilities = (logit_scale * scores.double()).log_softmax(dim=1)
+    best, answers = log_probabilities.max(dim=1)
+    own = log_probabilities.masked_fill(~relevant, -torch.inf).logsumexp(dim=1)
+    return Outcomes(best_rank(scores, relevant).cpu(), answers.cpu(), best.exp().cpu(), -own.cpu())
 
 
 def classification_metrics(
-    ranks: Int64[Tensor, " images"], labels: Int64[Tensor, " images"], num_classes: int
-) -> dict[str, float]:
-    """acc1, acc5 and mean_per_class_recall, between 0 and 1."""
-    metrics = {"acc1": share_within(ranks, 1)}
-    if num_classes >= 5:
-        metrics["acc5"] = share_within(ranks, 5)
-    recalls = per_class_recall(ranks, labels)
-    metrics["mean_per_class_recall"] = sum(recalls.values()) / len(recalls)
-    return metrics
+    outcomes: Outcomes, space: ClassSpace, labels: Int64[np.ndarray, " images"] | None
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Every metric, and its 95 % interval over resampled images.
+
+    Args:
+        outcomes: what the model made of the images.
+        space: of the answers.
+        labels: the class of each image; None where images have several, which leaves out recalls by class.
+    """
+    bootstrap = Bootstrap(len(outcomes.ranks))
+    metrics = {"acc1": share_within(outcomes.ranks, 1)}
+    intervals = {"acc1": bootstrap.mean_interval(outcomes.right.astype(float))}
+    if len(space.answers) >= 5:
+        metrics["acc5"] = share_within(outcomes.ranks, 5)
+        intervals["acc5"] = bootstrap.mean_interval((outcomes.ranks < 5).numpy().astype(float))
+    if labels is not None:
+        recalls = per_class_recall(outcomes.ranks, torch.from_numpy(labels))
+        metrics["mean_per_class_recall"] = sum(recalls.values()) / len(recalls)
+        intervals["mean_per_class_recall"] = _recall_interval(outcomes, labels, len(space.classes), bootstrap)
+    confidence, surprise = outcomes.confidence.numpy(), outcomes.surprise.numpy()
+    metrics["ece"] = reliability(confidence, outcomes.right).error
+    intervals["ece"] = calibration_error_interval(confidence, outcomes.right, bootstrap)
+    metrics["nll"] = float(surprise.mean())
+    intervals["nll"] = bootstrap.mean_interval(surprise)
+    return metrics, intervals
 
 
 def per_class_recall(ranks: Int64[Tensor, " images"], labels: Int64[Tensor, " images"]) -> dict[int, float]:
@@ -52,9 +122,36 @@ def per_class_recall(ranks: Int64[Tensor, " images"], labels: Int64[Tensor, " im
     return {label: share_within(ranks[labels == label], 1) for label in sorted(set(labels.tolist()))}
 
 
-def classification_chance(num_classes: int) -> dict[str, float]:
-    """What guessing at random scores, metric by metric."""
-    chance = {"acc1": 1 / num_classes}
-    if num_classes >= 5:
-        chance["acc5"] = 5 / num_classes
-    return chance | {"mean_per_class_recall": 1 / num_classes}
+def _recall_interval(
+    outcomes: Outcomes, labels: Int64[np.ndarray, " images"], num_classes: int, bootstrap: Bootstrap
+) -> tuple[float, float]:
+    """A resample's mean is over the classes that it holds."""
+    right = bootstrap.group_sums(outcomes.right.astype(float), labels, num_classes)
+    held = bootstrap.group_sums(np.ones(len(labels)), labels, num_classes)
+    recalls = right / np.maximum(held, 1)
+    return bootstrap.interval(recalls.sum(axis=1) / (held > 0).sum(axis=1))
+
+
+def classification_chance(
+    space: ClassSpace, accepted: Sequence[Sequence[int]], by_class: bool
+) -> dict[str, float]:
+    """What guessing at random scores, metric by metric: k different answers drawn, all equally likely.
+
+    An image with m right answers among n is missed by k random ones with probability C(n - m, k) / C(n, k).
+
+    Args:
+        space: of the answers.
+        accepted: the labels that count as right for each image.
+        by_class: whether recalls by class count, too.
+    """
+    num_answers = len(space.answers)
+    num_right = space.relevant(accepted).sum(dim=1).tolist()
+    share = {
+        m: {k: 1 - comb(num_answers - m, k) / comb(num_answers, k) for k in (1, 5) if k <= num_answers}
+        for m in set(num_right)
+    }
+    chance = {f"acc{k}": sum(share[m][k] for m in num_right) / len(num_right) for k in share[num_right[0]]}
+    if by_class:
+        by_label = {labels[0]: share[m][1] for labels, m in zip(accepted, num_right, strict=True)}
+        chance["mean_per_class_recall"] = sum(by_label.values()) / len(by_label)
+    return chance

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from eval.model import PackedModel
 from navit_clip.data.shards import write_shard
 from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
 from tests.data_builders import SIZES, encode_image, noise_picture
@@ -39,6 +40,11 @@ class ByteTokenizer:
 
     def save(self, folder: Path) -> None:
         raise NotImplementedError
+
+
+def judged(model: NavitClip | None = None) -> PackedModel:
+    """A model as evaluation takes it; without one, the small one."""
+    return PackedModel(model or small_model(), ByteTokenizer(), "small", "random")
 
 
 def picture(number: int) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.tasks import EvalConfig
+from eval.task_config import EvalConfig
 from navit_clip.config import load_config
 from navit_clip.model import ClipConfig, NavitClip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from eval.tasks import EvalConfig
+from eval.task_config import EvalConfig
 from navit_clip.data import DataConfig
 from navit_clip.errors import ConfigError
 from navit_clip.loss import LossConfig

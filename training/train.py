@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from eval.model import PackedModel
 from eval.tasks import evaluate
 from navit_clip.config import load_config, save_config
 from navit_clip.data import Faults, TrainLoader, find_shards, validation_batches
@@ -145,7 +146,7 @@ def _evaluate(
         )
         loss = validation_loss(config.validation, config.loss, model, batches, world)
         recorder.score("validation", {**at, "loss": loss, "skipped": sum(faults.counts.values())})
-    for result in evaluate(model, tokenizer, config.evaluation, world):
+    for result in evaluate(PackedModel(model, tokenizer), config.evaluation, world):
         record = result.as_json(model=config.folder, pretrained=f"step {progress.step}")
         recorder.score("eval", {**at, **{name: record[name] for name in _EVAL_ROW}})
 

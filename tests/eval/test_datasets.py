@@ -28,11 +28,12 @@ def labels(samples):
 
 def test_clip_benchmark_folder(wds):
     data = open_classified(str(wds), "test", "cls")
-    assert data.class_names == ("cat", "dog", "gas pump")
+    assert data.space.classes == ("cat", "dog", "gas pump")
     assert data.templates == ("a photo of a {c}.",)
     assert data.samples.keys[3] == "1/sample000"
     assert labels(data.samples) == [0, 1, 2, 2, 1]
-    assert open_captioned(str(wds), "test", "txt")[4].captions == ("a picture called 1", "the 1th of them")
+    captions = open_captioned(str(wds), "test", "txt").samples[4].captions
+    assert captions == ("a picture called 1", "the 1th of them")
 
 
 def test_samples_survive_the_way_into_a_worker(wds):
@@ -74,7 +75,7 @@ def test_shards_with_numbers_need_class_names(tmp_path):
 def test_classes_named_by_the_samples(tmp_path):
     shard = write_labelled(tmp_path / "images.tar", [7, 3, 7])
     data = open_classified(shard, "test", "json.kind")
-    assert data.class_names == ("class 3", "class 7")
+    assert data.space.classes == ("class 3", "class 7")
     assert labels(data.samples) == [1, 0, 1]
     given = open_classified(shard, "test", "json.kind", ["class 9", "class 7", "class 3"])
     assert labels(given.samples) == [1, 2, 1]
@@ -89,7 +90,7 @@ def test_a_sample_without_its_class_is_counted_as_unlabelled(tmp_path):
     ]
     write_tar(tmp_path / "images.tar", members)
     data = open_classified(str(tmp_path / "images.tar"), "test", "json.kind")
-    assert data.class_names == ("cat",)
+    assert data.space.classes == ("cat",)
     with pytest.raises(SampleError, match=r"no label: images/b: the \.json has no key 'kind'"):
         data.samples[1]
 
@@ -110,7 +111,7 @@ def test_folder_of_class_folders(tmp_path):
             (tmp_path / name / f"{number}.PNG").write_bytes(picture(number))
     (tmp_path / "anchor" / "notes.txt").touch()
     data = open_classified(str(tmp_path), "test", "cls")
-    assert data.class_names == ("anchor", "car side")
+    assert data.space.classes == ("anchor", "car side")
     assert data.samples.keys == ["anchor/0.PNG", "car_side/0.PNG", "car_side/1.PNG"]
     assert labels(data.samples) == [0, 1, 1]
     with pytest.raises(ConfigError, match="3 names for the 2 class folders"):
@@ -125,7 +126,7 @@ def test_class_folders_that_are_numbers_are_ordered_as_numbers(tmp_path):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "image.png").write_bytes(picture(number))
     data = open_classified(str(tmp_path), "test", "cls")
-    assert data.class_names[9:] == ("9", "10")
+    assert data.space.classes[9:] == ("9", "10")
     assert data.samples[10].image == picture(10)
 
 
@@ -134,7 +135,7 @@ def test_nothing_there(tmp_path):
         open_captioned(str(tmp_path / "absent.tar"), "test", "txt")
     write_tar(tmp_path / "empty.tar", [])
     with pytest.raises(SampleError, match="empty shard"):
-        open_captioned(str(tmp_path / "empty.tar"), "test", "txt")[0]
+        open_captioned(str(tmp_path / "empty.tar"), "test", "txt").samples[0]
     (tmp_path / "classes" / "cat").mkdir(parents=True)
     with pytest.raises(DataError, match="no image in its 1 class folders"):
         open_classified(str(tmp_path / "classes"), "test", "cls")

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from eval.datasets import ShardSamples
-from eval.embed import EmbedConfig, embed_captions, embed_images
+from eval.embed import embed_captions, embed_images
+from eval.image_config import ImageConfig
+from eval.samples import ShardSamples
 from navit_clip.batch import Captions, PackedImages
 from navit_clip.data.patches import image_patches
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, DataError
-from tests.eval_builders import ByteTokenizer, picture, small_model, write_labelled
+from tests.eval_builders import ByteTokenizer, judged, picture, small_model, write_labelled
 from tests.ranks import on_ranks
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-CONFIG = EmbedConfig(tokens_per_image=12, token_budget=40, num_workers=0)
+CONFIG = ImageConfig(tokens_per_image=12, token_budget=40, num_workers=0)
 CAPTIONS = ["stone", "a", "a rather long caption of a picture", "two words", "tree", "sky and sea", "b"]
 
 
@@ -24,7 +25,7 @@ def samples(folder, count=11, broken=()):
 
 def test_images_in_packs_are_images_one_at_a_time(tmp_path):
     model = small_model()
-    embedded = embed_images(model, samples(tmp_path), ALONE, CONFIG)
+    embedded = embed_images(judged(model), samples(tmp_path), ALONE, CONFIG)
     for number, vector in enumerate(embedded.vectors):
         alone = PackedImages.pack([image_patches(picture(number), patch_size=4, num_tokens=12)])
         torch.testing.assert_close(vector, model.encode_images(alone)[0], atol=1e-5, rtol=0)
@@ -34,23 +35,23 @@ def test_images_in_packs_are_images_one_at_a_time(tmp_path):
 
 def test_captions_in_packs_are_captions_one_at_a_time():
     model, tokenizer = small_model(), ByteTokenizer()
-    vectors = embed_captions(model, tokenizer, CAPTIONS, ALONE, token_budget=1)
+    vectors = embed_captions(judged(model), CAPTIONS, ALONE, token_budget=1)
     for caption, vector in zip(CAPTIONS, vectors, strict=True):
         alone = Captions.pack(tokenizer.encode([caption], 32), identity=[0])
         torch.testing.assert_close(vector, model.encode_captions(alone)[0], atol=1e-5, rtol=0)
 
 
 def test_worker_processes_change_nothing(tmp_path):
-    alone = embed_images(small_model(), samples(tmp_path), ALONE, CONFIG)
-    config = EmbedConfig(tokens_per_image=12, token_budget=40, num_workers=2)
-    workers = embed_images(small_model(), samples(tmp_path), ALONE, config)
+    alone = embed_images(judged(), samples(tmp_path), ALONE, CONFIG)
+    config = ImageConfig(tokens_per_image=12, token_budget=40, num_workers=2)
+    workers = embed_images(judged(), samples(tmp_path), ALONE, config)
     assert torch.equal(alone.vectors, workers.vectors)
 
 
 def embedded_on(world: World, data) -> tuple:
     model = small_model()
-    images = embed_images(model, data, world, CONFIG)
-    captions = embed_captions(model, ByteTokenizer(), CAPTIONS, world, token_budget=32)
+    images = embed_images(judged(model), data, world, CONFIG)
+    captions = embed_captions(judged(model), CAPTIONS, world, token_budget=32)
     keys = [sample.key for sample in images.samples]
     return images.vectors.tolist(), captions.tolist(), keys, dict(images.faults.counts)
 
@@ -64,8 +65,8 @@ def test_ranks_change_not_one_bit(tmp_path):
 
 
 def test_unreadable_images_are_counted_and_left_out(tmp_path):
-    whole = embed_images(small_model(), samples(tmp_path), ALONE, CONFIG)
-    partial = embed_images(small_model(), samples(tmp_path, broken=[0, 7]), ALONE, CONFIG)
+    whole = embed_images(judged(), samples(tmp_path), ALONE, CONFIG)
+    partial = embed_images(judged(), samples(tmp_path, broken=[0, 7]), ALONE, CONFIG)
     assert dict(partial.faults.counts) == {"undecodable image": 2}
     assert len(partial.samples) == 9
     kept = [number for number in range(11) if number not in (0, 7)]
@@ -74,14 +75,14 @@ def test_unreadable_images_are_counted_and_left_out(tmp_path):
 
 def test_nothing_readable_is_an_error_that_says_why(tmp_path):
     with pytest.raises(DataError, match=r"not one of 3 samples could be used; 3 skipped: undecodable image"):
-        embed_images(small_model(), samples(tmp_path, 3, broken=range(3)), ALONE, CONFIG)
+        embed_images(judged(), samples(tmp_path, 3, broken=range(3)), ALONE, CONFIG)
 
 
 def test_random_state_and_mode_are_left_alone(tmp_path):
     model = small_model().train()
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    embed_images(model, samples(tmp_path, 3), ALONE, CONFIG)
-    embed_captions(model, ByteTokenizer(), CAPTIONS, ALONE, token_budget=32)
+    embed_images(judged(model), samples(tmp_path, 3), ALONE, CONFIG)
+    embed_captions(judged(model), CAPTIONS, ALONE, token_budget=32)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
     assert model.training
@@ -92,11 +93,11 @@ def test_a_diverged_model_is_not_scored(tmp_path):
     model = small_model()
     torch.nn.init.constant_(model.text.head.bias, torch.nan)
     with pytest.raises(CheckpointError, match="not finite"):
-        embed_captions(model, ByteTokenizer(), CAPTIONS, ALONE, token_budget=32)
+        embed_captions(judged(model), CAPTIONS, ALONE, token_budget=32)
 
 
 def test_a_budget_below_one_image_is_refused():
     with pytest.raises(
         ConfigError, match="token_budget: expected at least tokens_per_image = 256, found 100"
     ):
-        EmbedConfig(token_budget=100)
+        ImageConfig(token_budget=100)

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from eval.evaluate import main
+from eval.records import read_records
 from navit_clip.errors import ConfigError
 from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, TextTowerConfig
 from navit_clip.tokenizer import train_tokenizer
@@ -35,13 +34,17 @@ def test_named_data_set_by_flags(run_folder, shard, capsys):
     flags = ["--model", str(run_folder), "--dataset", "wds/pictures", "--dataset_root", shard]
     flags += ["--task", "zeroshot_classification", "--label_key", "json.kind"]
     assert main([*flags, "--custom_template_file", "a {}", "{}", *COSTS]) == 0
-    output = run_folder / "eval" / "pictures_zeroshot_classification.json"
-    record = json.loads(output.read_text())
+    output = run_folder / "eval" / "results.jsonl"
+    (record,) = read_records(output)
     assert record["dataset"] == "wds/pictures"
     assert record["pretrained"].endswith("step-00000010/model")
     assert record["templates"] == ["a {}", "{}"]
     printed = capsys.readouterr().out
-    assert f"acc1                   {100 * record['metrics']['acc1']:6.2f} %   chance  33.33 %" in printed
+    low, high = record["intervals"]["acc1"]
+    assert (
+        f"{100 * record['metrics']['acc1']:.2f} %   95 %: {100 * low:.2f} % to {100 * high:.2f} %" in printed
+    )
+    assert "chance 33.33 %" in printed
     assert str(output) in printed
 
 
@@ -56,8 +59,6 @@ def test_suite_to_places_of_its_own(run_folder, shard, tmp_path):
     assert main(["--model", str(run_folder), "--suite", str(suite), "--output", output, *COSTS]) == 0
     names = sorted(path.name for path in (tmp_path / "small").iterdir())
     assert names == ["a-zeroshot_classification.json", "a-zeroshot_retrieval.json"]
-    with pytest.raises(ConfigError, match=r"--output: 2 results would go to all\.json"):
-        main(["--model", str(run_folder), "--suite", str(suite), "--output", "all.json"])
     for template in ("{size}.json", "{}.json", "{model.size}.json", "{model[size]}.json", "{model"):
         with pytest.raises(ConfigError, match=r"expected places among folder, model"):
             main(["--model", str(run_folder), "--suite", str(suite), "--output", template])

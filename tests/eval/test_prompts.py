@@ -10,7 +10,7 @@ from eval.prompts import class_embeddings, fill, load_templates
 from navit_clip.batch import Captions
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
-from tests.eval_builders import ByteTokenizer, small_model
+from tests.eval_builders import ByteTokenizer, judged, small_model
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -45,7 +45,7 @@ def test_a_template_without_a_place_is_refused(tmp_path):
 def test_class_embeddings_are_those_computed_one_by_one():
     model, tokenizer = small_model(), ByteTokenizer()
     names, templates = ["cat", "gas pump", "tench"], ["{}", "a photo of a {}.", "the {c}"]
-    packed = class_embeddings(model, tokenizer, names, templates, ALONE, token_budget=64)
+    packed = class_embeddings(judged(model), names, templates, ALONE, token_budget=64)
     for name, vector in zip(names, packed, strict=True):
         prompts = [fill(template, name) for template in templates]
         ids = [tokenizer.encode([prompt], 32) for prompt in prompts]

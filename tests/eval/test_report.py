@@ -10,10 +10,11 @@ import torch
 
 from eval.figures import MOST_POINTS, QUANTITIES, draw_curves
 from eval.report import build_report, main
-from eval.tasks import EvalConfig, TaskConfig, evaluate
+from eval.task_config import EvalConfig, TaskConfig
+from eval.tasks import evaluate
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError, DataError
-from tests.eval_builders import ByteTokenizer, small_model, write_labelled
+from tests.eval_builders import judged, write_labelled
 
 
 def train_row(step: int) -> dict:
@@ -35,7 +36,7 @@ def run(tmp_path):
     task = TaskConfig(dataset="pictures & more", dataset_root=shard, task="zeroshot_retrieval")
     config = EvalConfig(tasks=[task], tokens_per_image=9, token_budget=64, num_workers=0)
     alone = World(rank=0, size=1, device=torch.device("cpu"))
-    (result,) = evaluate(small_model(), ByteTokenizer(), config, alone)
+    (result,) = evaluate(judged(), config, alone)
     folder = tmp_path / "a <run>"
     (folder / "eval").mkdir(parents=True)
     (folder / "eval" / "pictures.json").write_text(json.dumps(result.as_json("run", "step")))

@@ -32,7 +32,9 @@ def test_hand_worked_ranks():
 
 
 def test_hand_worked_recalls():
-    metrics = retrieval_metrics(torch.tensor([0, 4, 5, 20]), torch.tensor([0, 9]))
+    owners = torch.tensor([0, 0, 1, 1])
+    metrics, intervals = retrieval_metrics(torch.tensor([0, 4, 5, 20]), torch.tensor([0, 9]), owners)
+    assert set(intervals) == set(metrics)
     assert metrics == {
         "image_retrieval_recall@1": 0.25,
         "image_retrieval_recall@5": 0.5,
@@ -56,10 +58,26 @@ def test_text_retrieval_is_one_where_any_caption_is_found(seed):
             bool((caption_image[scores[image].topk(k).indices] == image).any())
             for image in range(len(images))
         ]
-        metrics = retrieval_metrics(
-            image_ranks(images, captions, caption_image), text_ranks(images, captions, caption_image)
+        metrics, _ = retrieval_metrics(
+            image_ranks(images, captions, caption_image),
+            text_ranks(images, captions, caption_image),
+            caption_image,
         )
         assert metrics[f"text_retrieval_recall@{k}"] == sum(found) / len(images)
+
+
+def test_intervals_resample_images_with_their_captions():
+    """Ten captions of each image are found or lost together: they say no more than one of them does."""
+    found = torch.arange(40) < 30
+    ranks = torch.where(found, 0, 20)
+    owners = torch.arange(40).repeat_interleave(10)
+    one, one_interval = retrieval_metrics(ranks, ranks, torch.arange(40))
+    ten, ten_interval = retrieval_metrics(ranks.repeat_interleave(10), ranks, owners)
+    assert ten == one
+    assert ten_interval == one_interval
+    low, high = one_interval["image_retrieval_recall@1"]
+    assert 0.58 < low < 0.66
+    assert 0.84 < high < 0.92
 
 
 def test_chance_by_counting_every_draw():

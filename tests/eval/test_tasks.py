@@ -5,18 +5,19 @@ import json
 import pytest
 import torch
 
-from eval.tasks import EvalConfig, TaskConfig, evaluate
+from eval.task_config import EvalConfig, TaskConfig
+from eval.tasks import evaluate
 from navit_clip.config import load_config
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError, DataError
-from tests.eval_builders import ByteTokenizer, small_model, write_labelled
+from tests.eval_builders import judged, write_labelled
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
 def run(*tasks: TaskConfig, num_workers: int = 0):
     config = EvalConfig(tasks=list(tasks), tokens_per_image=9, token_budget=64, num_workers=num_workers)
-    return evaluate(small_model(), ByteTokenizer(), config, ALONE)
+    return list(evaluate(judged(), config, ALONE))
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def test_classification_result(shard):
         dataset=shard, task="zeroshot_classification", label_key="json.kind", templates=["a {}"]
     )
     (result,) = run(task)
-    assert set(result.metrics) == set(result.chance) == {"acc1", "acc5", "mean_per_class_recall"}
+    assert set(result.chance) == {"acc1", "acc5", "mean_per_class_recall"}
+    assert set(result.metrics) == set(result.intervals) == {*result.chance, "ece", "nll"}
     assert result.metrics["acc5"] == 1.0
     assert (result.num_samples, result.skipped) == (7, {"undecodable image": 1})
     assert [line["num_samples"] for line in result.details["per_class"]] == [3, 1, 1, 1, 1]
@@ -57,7 +59,7 @@ def test_record_is_clip_benchmarks_with_ours_beside_it(shard):
     record = json.loads(json.dumps(result.as_json(model="runs/a", pretrained="step-1"), allow_nan=False))
     assert list(record)[:6] == ["dataset", "model", "pretrained", "task", "metrics", "language"]
     assert (record["dataset"], record["model"], record["language"]) == (shard, "runs/a", "en")
-    assert record["protocol"]["caption_key"] == "txt"
+    assert record["protocol"]["task"]["caption_key"] == "txt"
     assert record["tokens_per_image"] == 9
 
 

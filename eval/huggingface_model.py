@@ -1,0 +1,153 @@
+"""Hugging Face folders as evaluation takes them: CLIP, SigLIP and SigLIP 2.
+
+A `siglip2` folder (SigLIP 2 NaFlex, and what `navit-clip export` writes) runs packed, in our towers. CLIP
+and SigLIP (and SigLIP 2 at a fixed size, which is `siglip`, too) run as transformers runs them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from eval.fixed_size import TransformPreparation, autocast, refuse_packed_settings
+from eval.image_config import ImageConfig
+from eval.model import JudgedModel, PackedModel
+from navit_clip.errors import CheckpointError
+from navit_clip.huggingface.siglip2 import clip_config, clip_weights
+from navit_clip.model import NavitClip
+from navit_clip.tokenizer import load_tokenizer
+
+CONFIG_FILE = "config.json"
+WHOLE = ("clip", "siglip", "siglip2")
+"""Model types with both towers."""
+ONE_TOWER = ("clip_text", "clip_vision", "siglip_text", "siglip_vision", "siglip2_text", "siglip2_vision")
+
+
+def load_huggingface(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> JudgedModel:
+    """The model of a transformers folder.
+
+    Raises:
+        CheckpointError: the folder's model is of another kind, lacks a tower, or cannot be read.
+    """
+    kind = _kind(folder)
+    if kind.removesuffix("_model") in ONE_TOWER:
+        missing = "image" if "text" in kind else "text"
+        raise CheckpointError(f"{folder}: a {kind} has no {missing} tower; zero-shot evaluation needs both")
+    if kind not in WHOLE:
+        raise CheckpointError(f"{folder}: expected a model of type {', '.join(WHOLE)}, found {kind!r}")
+    if kind == "siglip2":
+        return _load_packed(folder, name, device, dtype)
+    return SquareModel(folder, kind, name, device, dtype)
+
+
+class SquareModel:
+    """`CLIPModel` or `SiglipModel`, which take square images of one size.
+
+    CLIP's text tower is causal and pools the end token, so its captions cost what they have. SigLIP's was
+    trained on captions padded to one length, the padding attended.
+    """
+
+    def __init__(self, folder: Path, kind: str, name: str, device: torch.device, dtype: torch.dtype):
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+        try:
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            self._image_processor = AutoImageProcessor.from_pretrained(folder)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: transformers cannot read it: {error}") from error
+        self.name = name
+        self.pretrained = str(folder)
+        self.module = model.to(device).eval()
+        self.logit_scale = model.logit_scale.detach().float().exp().item()
+        self.precision = str(dtype).removeprefix("torch.")
+        self._model = model
+        self._device = device
+        self._dtype = dtype
+        self._padded = kind == "siglip"
+        with torch.no_grad():
+            self.embedding_dim = self.encode_captions(self.tokenize(["a"])).shape[1]
+
+    def preparation(self, config: ImageConfig) -> TransformPreparation:
+        refuse_packed_settings(config, self.name)
+        vision = self._model.config.vision_config
+        return TransformPreparation(
+            ImageProcessing(self._image_processor), (vision.image_size // vision.patch_size) ** 2
+        )
+
+    def encode_images(self, pack: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images dim"]:
+        with autocast(self._device, self._dtype):
+            return _unit(self._model.get_image_features(pixel_values=pack.to(self._device)))
+
+    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+        length = self._model.config.text_config.max_position_embeddings
+        padding = "max_length" if self._padded else False
+        return self._tokenizer(list(captions), truncation=True, max_length=length, padding=padding)[
+            "input_ids"
+        ]
+
+    def encode_captions(self, ids: list[list[int]]) -> Float[Tensor, "captions dim"]:
+        longest, pad = max(map(len, ids)), self._tokenizer.pad_token_id
+        rows = torch.tensor([[*caption, *[pad] * (longest - len(caption))] for caption in ids])
+        with autocast(self._device, self._dtype):
+            return _unit(self._model.get_text_features(input_ids=rows.to(self._device)))
+
+
+class ImageProcessing:
+    """A transformers image processor as a transform of one image."""
+
+    def __init__(self, processor: Any):
+        self._processor = processor
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels: UInt8[np.ndarray, "height width 3"] = np.asarray(image)
+        return self._processor(images=pixels, return_tensors="pt", input_data_format="channels_last")[
+            "pixel_values"
+        ][0]
+
+
+def _load_packed(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> PackedModel:
+    from transformers import Siglip2Model
+
+    try:
+        siglip2 = Siglip2Model.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot read it: {error}") from error
+    config = clip_config(siglip2.config)
+    with torch.device("meta"):
+        model = NavitClip(config)
+    model.load_state_dict(clip_weights(siglip2.state_dict(), config), assign=True)
+    model.to(device).compute_dtype = dtype
+    tokenizer = load_tokenizer(folder)
+    padding = None if _pads_on_the_left(folder) else siglip2.config.get_text_config().pad_token_id
+    return PackedModel(model, tokenizer, name, str(folder), attended_padding=padding)
+
+
+def _pads_on_the_left(folder: Path) -> bool:
+    """Whether the tokenizer was saved so: then the tower masks padding, and packed captions equal it.
+
+    Google's text towers were trained on captions padded on the right, the padding attended.
+    """
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and json.loads(path.read_text()).get("padding_side") == "left"
+
+
+def _kind(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not a readable model config: {error}") from error
+
+
+def _unit(features: Any) -> Float[Tensor, "rows dim"]:
+    """Unit vectors of what transformers calls features: a tensor, or an output that holds them pooled."""
+    return F.normalize(getattr(features, "pooler_output", features), dim=-1).float()

@@ -1,0 +1,178 @@
+"""What an evaluation asks of a model, and how our own towers answer.
+
+`JudgedModel` is the protocol; a model of one's own needs nothing else to be judged:
+
+    prepare, pack        pixels -> whatever the model takes, in worker processes
+    encode_images        what was packed -> unit vectors
+    tokenize             captions -> token ids, whose number is what a caption costs
+    encode_captions      token ids -> unit vectors
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from eval.image_config import ImageConfig
+from navit_clip.batch import Captions, PackedImages, Patches
+from navit_clip.data.patches import cut_grid
+from navit_clip.data.resize import grid_for
+from navit_clip.model.clip import NavitClip
+from navit_clip.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class Preparation(Protocol):
+    """Pixels -> what a model takes. Picklable: it runs in worker processes."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that an image has at most: how many fit a forward pass follows from it."""
+        ...
+
+    def prepare(self, pixels: UInt8[np.ndarray, "height width 3"], key: str) -> tuple[Any, int]:
+        """One image, and how many tokens it has; what is drawn, if anything, depends on the key alone."""
+        ...
+
+    def pack(self, images: list[Any]) -> Any:
+        """What one forward pass takes, on the host."""
+        ...
+
+
+@runtime_checkable
+class JudgedModel(Protocol):
+    """A pair of towers that an evaluation can judge."""
+
+    name: str
+    """What was asked for, as results show it."""
+    pretrained: str
+    """Which weights these are."""
+    module: nn.Module
+    """Holds the weights: they are hashed, and it is in evaluation mode while vectors are made."""
+    logit_scale: float
+    """What cosines are multiplied with before a softmax."""
+    embedding_dim: int
+    """Length of the vectors of both towers."""
+    precision: str
+    """What products are computed in, as results show it: vectors of another precision are others."""
+
+    def preparation(self, config: ImageConfig) -> Preparation:
+        """How this model takes images.
+
+        Raises:
+            ConfigError: it cannot take them so.
+        """
+        ...
+
+    def encode_images(self, pack: Any) -> Float[Tensor, "images dim"]:
+        """Unit vectors of what `Preparation.pack` packed."""
+        ...
+
+    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+        """Ids of each caption, at least one; as many as the caption costs."""
+        ...
+
+    def encode_captions(self, ids: list[list[int]]) -> Float[Tensor, "captions dim"]:
+        """Unit vectors of tokenized captions."""
+        ...
+
+
+class PackedModel:
+    """Our towers: images of any size and captions of any length, packed.
+
+    Args:
+        model: on the device that it runs on.
+        tokenizer: its own.
+        name: what was asked for.
+        pretrained: which weights these are.
+        attended_padding: pads every caption to the context length with this id, as a model wants that was
+            trained so; without, captions cost what they have.
+    """
+
+    def __init__(
+        self,
+        model: NavitClip,
+        tokenizer: Tokenizer,
+        name: str = "",
+        pretrained: str = "",
+        attended_padding: int | None = None,
+    ):
+        self.name = name
+        self.pretrained = pretrained
+        self.module: nn.Module = model
+        self.logit_scale = model.logit_scale.detach().float().exp().item()
+        self.embedding_dim = model.embedding_dim
+        self.precision = str(model.compute_dtype).removeprefix("torch.")
+        self._model = model
+        self._tokenizer = tokenizer
+        self._padding = attended_padding
+
+    def preparation(self, config: ImageConfig) -> PackedPreparation:
+        return PackedPreparation(self._model.config.image.patch_size, config)
+
+    def encode_images(self, pack: PackedImages) -> Float[Tensor, "images dim"]:
+        return self._model.encode_images(pack.to(self._device)).float()
+
+    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+        length = self._model.config.text.context_length
+        ids = self._tokenizer.encode(captions, length)
+        if self._padding is None:
+            return ids
+        return [[*caption, *[self._padding] * (length - len(caption))] for caption in ids]
+
+    def encode_captions(self, ids: list[list[int]]) -> Float[Tensor, "captions dim"]:
+        captions = Captions.pack(ids, identity=[0] * len(ids))  # which captions are equal matters to losses
+        return self._model.encode_captions(captions.to(self._device)).float()
+
+    @property
+    def _device(self) -> torch.device:
+        return self._model.logit_scale.device
+
+
+class PackedPreparation:
+    """An image resized to whole patches, its shape kept, and cut."""
+
+    def __init__(self, patch_size: int, config: ImageConfig):
+        self._patch_size = patch_size
+        self._config = config
+
+    @property
+    def most_tokens(self) -> int:
+        return self._config.tokens_per_image
+
+    def prepare(self, pixels: UInt8[np.ndarray, "height width 3"], key: str) -> tuple[Patches, int]:
+        height, width, _ = pixels.shape
+        most = self._config.tokens_per_image
+        if not self._config.upscale:
+            size = self._patch_size
+            most = min(most, -(-height // size) * -(-width // size))
+        grid = grid_for(height, width, self._patch_size, most)
+        patches = cut_grid(pixels, self._patch_size, grid, self._kept(grid, key))
+        return patches, len(patches)
+
+    def pack(self, images: list[Patches]) -> PackedImages:
+        return PackedImages.pack(images)
+
+    def _kept(self, grid: tuple[int, int], key: str) -> np.ndarray | None:
+        """Which patches stay, in order; None for all."""
+        if self._config.keep == 1:
+            return None
+        count = grid[0] * grid[1]
+        seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+        order = np.random.default_rng(seed).permutation(count)
+        return np.sort(order[: max(1, round(self._config.keep * count))])
+
+
+def weights_hash(module: nn.Module) -> str:
+    """A hash of all parameters and buffers, their names, shapes and types: equal weights, equal hash."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,235 @@
+"""The classification data sets that are known by name, as their authors distribute them.
+
+Each is a folder of class folders whose names and number are known, so that a data set that is not whole,
+or is another, is noticed before the run. A name also says how it is scored: see `VARIANTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from eval import objectnet
+from eval.class_space import ClassSpace
+from eval.datasets import ClassifiedSamples
+from eval.imagenet import MAPS, class_names, real_labels, subset, synsets
+from eval.prompts import load_templates
+from eval.samples import FileSamples, class_folder_samples
+from navit_clip.errors import ConfigError, DataError
+
+MOST_NAMED = 5
+"""Class folders that an error names before it only counts them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialLayout:
+    """What a whole data set consists of."""
+
+    class_folders: tuple[str, ...]
+    """In the order of the labels."""
+    space: ClassSpace
+    num_images: int
+    """In all class folders together."""
+    scoring: str
+    """What counts as right."""
+    places: tuple[str, ...] = ("",)
+    """Where the class folders may lie below the data set's folder."""
+    other_folders: frozenset[str] = frozenset()
+    """Class folders that belong to the data set and are not judged."""
+    border: int = 0
+    """Pixels to cut off on each side of every image."""
+    accepted: Callable[[], Mapping[str, tuple[int, ...]]] | None = None
+    """Labels by file name, where they are others than the class folders say."""
+
+
+def open_official(name: str, root: Path, incomplete: bool) -> ClassifiedSamples:
+    """A data set of `OFFICIAL`, checked against what it should hold.
+
+    Args:
+        name: one of `OFFICIAL`.
+        root: its folder: of the class folders, or one of those above them that the archive makes.
+        incomplete: whether a data set of which classes or images are missing is judged all the same.
+
+    Raises:
+        DataError: it is not there, has a class folder that is none of its own, or is incomplete.
+    """
+    layout = OFFICIAL[name]()
+    folder = _class_root(name, root, layout)
+    found = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    known = set(layout.class_folders)
+    if extra := sorted(found - known - layout.other_folders):
+        raise DataError(f"{folder}: {name} has no class {_listed(extra)}; is this another data set?")
+    absent = [class_folder for class_folder in layout.class_folders if class_folder not in found]
+    samples = class_folder_samples(folder, layout.class_folders)
+    missing = _missing(name, layout, absent, len(samples))
+    if missing and not incomplete:
+        raise DataError(f"{folder}: {missing}; incomplete: true judges what is there, and marks the result")
+    if not len(samples):
+        raise DataError(f"{folder}: no image in its class folders")
+    accepted: dict[str, tuple[int, ...]] = {}
+    if layout.accepted is not None:
+        by_file = layout.accepted()
+        accepted = {key: by_file[Path(key).name] for key in samples.keys if by_file.get(Path(key).name)}
+        samples = FileSamples([pair for pair in samples.files if pair[1].key in accepted])
+        if not accepted:
+            raise DataError(f"{folder}: no image is called as the labels of {name} call theirs")
+    return ClassifiedSamples(
+        samples,
+        layout.space,
+        load_templates(["openai-80"], name),
+        layout.border,
+        accepted,
+        missing,
+        layout.scoring,
+    )
+
+
+def _class_root(name: str, root: Path, layout: OfficialLayout) -> Path:
+    """The folder that holds the class folders."""
+    known = {*layout.class_folders, *layout.other_folders}
+    for place in layout.places:
+        folder = root / place
+        if folder.is_dir() and any(path.name in known for path in folder.iterdir() if path.is_dir()):
+            return folder
+    looked = ", ".join(str(root / place) for place in layout.places)
+    raise DataError(
+        f"{name}: no class folder such as {layout.class_folders[0]} in {looked}; docs/evaluation.md says how "
+        "to get the data set"
+    )
+
+
+def _missing(name: str, layout: OfficialLayout, absent: Sequence[str], num_images: int) -> str:
+    faults = []
+    if absent:
+        faults.append(f"{len(absent)} of the {len(layout.class_folders)} class folders ({_listed(absent)})")
+    if num_images != layout.num_images:
+        faults.append(f"{num_images:,} of {layout.num_images:,} images are there")
+    return f"{name} is not whole: " + ("missing " if absent else "") + "; ".join(faults) if faults else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _imagenet(num_images: int, *places: str, real: bool = False) -> OfficialLayout:
+    return OfficialLayout(
+        class_folders=synsets(),
+        space=ClassSpace.plain(class_names()),
+        num_images=num_images,
+        scoring=(
+            "any of ReaL's labels among 1000 classes; images for which it has none are left out"
+            if real
+            else "the label among 1000 classes"
+        ),
+        places=("", *places),
+        accepted=real_labels if real else None,
+    )
+
+
+def _imagenet_v2(variant: str) -> OfficialLayout:
+    """Its class folders are called by their ids, which are numbers: 10 comes after 9."""
+    return OfficialLayout(
+        class_folders=tuple(map(str, range(1000))),
+        space=ClassSpace.plain(class_names()),
+        num_images=10_000,
+        scoring="the label among 1000 classes",
+        places=("", f"imagenetv2-{variant}-format-val"),
+    )
+
+
+def _imagenet_subset(name: str, num_images: int) -> OfficialLayout:
+    """ImageNet-A and -R are scored among their own 200 classes."""
+    ids = subset(name)
+    return OfficialLayout(
+        class_folders=tuple(synsets()[number] for number in ids),
+        space=ClassSpace.plain([class_names()[number] for number in ids]),
+        num_images=num_images,
+        scoring="the label among the data set's own 200 classes",
+        places=("", name),
+    )
+
+
+def _objectnet(space: Callable[[], ClassSpace], scoring: str) -> OfficialLayout:
+    overlapping = [row.folder for row in objectnet.overlapping_classes()]
+    return OfficialLayout(
+        class_folders=tuple(overlapping),
+        space=space(),
+        num_images=objectnet.NUM_OVERLAPPING_IMAGES,
+        scoring=scoring,
+        places=("", "images", "objectnet-1.0/images"),
+        other_folders=frozenset(row.folder for row in objectnet.all_classes()) - frozenset(overlapping),
+        border=objectnet.BORDER,
+    )
+
+
+def _caltech101() -> OfficialLayout:
+    rows = [line.split("\t") for line in (MAPS / "caltech101.tsv").read_text().splitlines()]
+    return OfficialLayout(
+        class_folders=tuple(folder for folder, _ in rows),
+        space=ClassSpace.plain([name for _, name in rows]),
+        num_images=9_144,
+        scoring="the label among 102 classes, the background one of them",
+        places=("", "101_ObjectCategories", "caltech-101/101_ObjectCategories"),
+    )
+
+
+def _imagenette() -> OfficialLayout:
+    wnids = ("n01440764", "n02102040", "n02979186", "n03000684", "n03028079")
+    wnids += ("n03394916", "n03417042", "n03425413", "n03445777", "n03888257")
+    names = dict(zip(synsets(), class_names(), strict=True))
+    return OfficialLayout(
+        class_folders=wnids,
+        space=ClassSpace.plain([names[wnid] for wnid in wnids]),
+        num_images=3_925,
+        scoring="the label among 10 classes",
+        places=(
+            "",
+            "val",
+            *(f"{folder}/val" for folder in ("imagenette2", "imagenette2-320", "imagenette2-160")),
+        ),
+    )
+
+
+OFFICIAL: Mapping[str, Callable[[], OfficialLayout]] = {
+    "imagenet1k": cache(lambda: _imagenet(50_000, "val", "ILSVRC/Data/CLS-LOC/val")),
+    "imagenet1k-real": cache(lambda: _imagenet(50_000, "val", "ILSVRC/Data/CLS-LOC/val", real=True)),
+    "imagenetv2-matched-frequency": cache(lambda: _imagenet_v2("matched-frequency")),
+    "imagenetv2-threshold0.7": cache(lambda: _imagenet_v2("threshold0.7")),
+    "imagenetv2-top-images": cache(lambda: _imagenet_v2("top-images")),
+    "imagenet-a": cache(lambda: _imagenet_subset("imagenet-a", 7_500)),
+    "imagenet-r": cache(lambda: _imagenet_subset("imagenet-r", 30_000)),
+    "imagenet-sketch": cache(lambda: _imagenet(50_889, "sketch", "imagenet_sketch/sketch")),
+    "objectnet-own-names": cache(
+        lambda: _objectnet(objectnet.own_names, "the label among 113 classes under ObjectNet's own names")
+    ),
+    "objectnet-restricted": cache(
+        lambda: _objectnet(
+            objectnet.restricted,
+            "the label among 113 classes, each scored as the best of its ImageNet ids, 125 in all",
+        )
+    ),
+    "objectnet-mapped": cache(
+        lambda: _objectnet(
+            objectnet.mapped, "one of the label's ImageNet ids among all 1000, those without a class included"
+        )
+    ),
+    "caltech101": cache(_caltech101),
+    "imagenette": cache(_imagenette),
+}
+"""Names of data sets, and what each consists of, worked out when it is asked for."""
+
+VARIANTS = {
+    "objectnet": "three scoring protocols, which differ by many points",
+    "imagenetv2": "three sets of images",
+}
+"""Names that say too little, and why."""
+
+
+def check_variant(name: str) -> None:
+    """Raises ConfigError for a name that leaves open which of several data sets or scorings is meant."""
+    if name in VARIANTS:
+        choices = ", ".join(official for official in OFFICIAL if official.startswith(name))
+        raise ConfigError(f"dataset: {name} has {VARIANTS[name]}; name one: {choices}")
