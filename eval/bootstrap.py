@@ -6,15 +6,26 @@ What is resampled is the image, with all that belongs to it: captions of one ima
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 NUM_RESAMPLES = 1000
 LEVEL = 0.95
-DRAWS_AT_ONCE = 4_000_000
+DRAWS_AT_ONCE = 2_000_000
 """Resampled items held in memory together."""
+
+Interval = tuple[float, float]
+
+
+class Totals(NamedTuple):
+    """Values that are added up over each resample, group by group."""
+
+    values: Float[np.ndarray, " items"]
+    groups: Int64[np.ndarray, " items"] | None = None
+    """The group of each item; without it, all are one."""
+    num_groups: int = 1
 
 
 class Bootstrap:
@@ -31,40 +42,33 @@ class Bootstrap:
         self.num_resamples = num_resamples
         self._seed = seed
 
-    def sums(self, values: Float[np.ndarray, " items"]) -> Float[np.ndarray, " resamples"]:
-        """The sum of the values over each resample."""
-        return np.concatenate([counts @ values for counts in self._counts()])
-
-    def group_sums(
-        self, values: Float[np.ndarray, " items"], groups: Int64[np.ndarray, " items"], num_groups: int
-    ) -> Float[np.ndarray, "resamples groups"]:
-        """The sum of the values of each group of items, over each resample."""
-        order = np.argsort(groups, kind="stable")
-        present, starts = np.unique(groups[order], return_index=True)
-        sums = np.zeros((self.num_resamples, num_groups))
-        first = 0
-        for counts in self._counts():
-            weighted = counts[:, order] * values[order]
-            sums[first : first + len(counts), present] = np.add.reduceat(weighted, starts, axis=1)
-            first += len(counts)
-        return sums
-
-    def mean_interval(self, values: Float[np.ndarray, " items"]) -> tuple[float, float]:
-        """The interval of the values' mean."""
-        return self.interval(self.sums(values) / self.num_items)
-
-    def interval(self, statistics: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-        """The middle 95 % of a statistic over the resamples."""
-        low, high = np.quantile(statistics, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return float(low), float(high)
-
-    def _counts(self) -> Iterator[Float[np.ndarray, "some_resamples items"]]:
-        """How often each resample holds each item, a few resamples at a time; the same at every call."""
+    def totals(self, *wanted: Totals) -> list[Float[np.ndarray, "resamples groups"]]:
+        """Sums over each resample, for all that is wanted from the same draws."""
+        sums = [np.empty((self.num_resamples, total.num_groups)) for total in wanted]
         generator = np.random.default_rng(self._seed)
         at_once = max(1, DRAWS_AT_ONCE // self.num_items)
         for first in range(0, self.num_resamples, at_once):
             rows = min(at_once, self.num_resamples - first)
             drawn = generator.integers(self.num_items, size=(rows, self.num_items))
-            drawn += self.num_items * np.arange(rows)[:, None]
-            counts = np.bincount(drawn.ravel(), minlength=rows * self.num_items)
-            yield counts.reshape(rows, self.num_items).astype(np.float64)
+            for total, out in zip(wanted, sums, strict=True):
+                out[first : first + rows] = _sum_rows(total, drawn)
+        return sums
+
+    def mean_intervals(self, *values: Float[np.ndarray, " items"]) -> list[Interval]:
+        """The interval of the mean of each."""
+        totals = self.totals(*(Totals(column) for column in values))
+        return [interval(total[:, 0] / self.num_items) for total in totals]
+
+
+def interval(statistics: Float[np.ndarray, " resamples"]) -> Interval:
+    """The middle 95 % of a statistic over the resamples."""
+    low, high = np.quantile(statistics, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _sum_rows(total: Totals, drawn: Int64[np.ndarray, "rows items"]) -> Float[np.ndarray, "rows groups"]:
+    if total.groups is None:
+        return total.values[drawn].sum(axis=1, keepdims=True)
+    cells = total.groups[drawn] + total.num_groups * np.arange(len(drawn))[:, None]
+    sums = np.bincount(cells.ravel(), total.values[drawn].ravel(), len(drawn) * total.num_groups)
+    return sums.reshape(len(drawn), total.num_groups)

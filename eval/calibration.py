@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eval.bootstrap import Bootstrap
+from eval.bootstrap import Interval, Totals, interval
 
 NUM_BUCKETS = 30
 
@@ -71,9 +71,11 @@ def reliability(
     )
 
 
-def calibration_error_interval(
-    confidence: Float[np.ndarray, " images"], right: Bool[np.ndarray, " images"], bootstrap: Bootstrap
-) -> tuple[float, float]:
-    """The interval of the calibration error over resampled images."""
-    gaps = bootstrap.group_sums(right - confidence, bucket_of(confidence), NUM_BUCKETS)
-    return bootstrap.interval(np.abs(gaps).sum(axis=1) / len(confidence))
+def calibration_gaps(confidence: Float[np.ndarray, " images"], right: Bool[np.ndarray, " images"]) -> Totals:
+    """What a resample adds up bucket by bucket: the error is the mean size of these sums' parts."""
+    return Totals(right - confidence, bucket_of(confidence), NUM_BUCKETS)
+
+
+def calibration_error_interval(gaps: Float[np.ndarray, "resamples buckets"], num_images: int) -> Interval:
+    """The interval of the calibration error, from the sums of `calibration_gaps` over resampled images."""
+    return interval(np.abs(gaps).sum(axis=1) / num_images)

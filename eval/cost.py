@@ -112,5 +112,5 @@ def _point(way: str, tokens: int, images: EmbeddedImages, outcomes: Outcomes) ->
 
 
 def _accuracy(right: np.ndarray) -> dict[str, Any]:
-    interval = Bootstrap(len(right)).mean_interval(right.astype(float))
+    (interval,) = Bootstrap(len(right)).mean_intervals(right.astype(float))
     return {"acc1": float(right.mean()), "interval": interval}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -109,10 +109,9 @@ class ImageProcessing:
         self._processor = processor
 
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels: UInt8[np.ndarray, "height width 3"] = np.asarray(image)
-        return self._processor(images=pixels, return_tensors="pt", input_data_format="channels_last")[
-            "pixel_values"
-        ][0]
+        pixels = np.array(image)  # a copy, since torch warns of arrays that it may not write to
+        processed = self._processor(images=pixels, return_tensors="pt", input_data_format="channels_last")
+        return processed["pixel_values"][0]
 
 
 def _load_packed(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> PackedModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class OpenClipModel:
             model, _, transform = open_clip.create_model_and_transforms(
                 model_name, pretrained=pretrained or None, device=device
             )
-        except (RuntimeError, OSError, ValueError, KeyError) as error:
+        except (RuntimeError, OSError, ValueError, KeyError, UnpicklingError) as error:
             raise CheckpointError(f"{spec}: open_clip cannot load it: {error}") from error
         if not hasattr(model, "encode_text"):
             raise CheckpointError(f"{spec}: has no text tower; zero-shot evaluation needs both")

@@ -1,6 +1,7 @@
-"""`navit-clip report`: a run folder -> one HTML page that needs no other file.
+"""`navit-clip report`: run folders and files of results -> one HTML page that needs no other file.
 
-Reads RUN/metrics.jsonl, RUN/config.yaml and RUN/eval/*.json; what a run does not have yet is left out.
+Reads of each run RUN/metrics.jsonl, RUN/config.yaml and RUN/eval/*.jsonl and *.json; what a run does not
+have yet is left out. Results of several models on the same data set stand side by side.
 """
 
 from __future__ import annotations
@@ -12,23 +13,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
-from eval.figures import draw_curves
-from eval.gallery import draw_gallery
+from eval.drawing import Drawing
+from eval.gallery import draw_mistakes, draw_retrieved
+from eval.records import Record, read_records
+from eval.score_figures import draw_cost, draw_reliability
+from eval.score_tables import Group, group_records, score_table
+from eval.training_figures import draw_curves
 from navit_clip.errors import ConfigError, DataError
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
+class Source(NamedTuple):
+    """What was found in a run folder, or in a file of results."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    """Of metrics.jsonl."""
+    records: list[Record]
+    config: str
+
+
 def main(argv: Sequence[str]) -> int:
     """Writes the page; the exit code is 0. Errors are NavitClipErrors."""
-    parser = argparse.ArgumentParser(prog="navit-clip report", description="A run as one HTML page.")
-    parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--out", type=Path, help="the page to write (RUN/report.html)")
+    parser = argparse.ArgumentParser(
+        prog="navit-clip report", description="Runs and results as one HTML page, models side by side."
+    )
+    parser.add_argument(
+        "run", type=Path, nargs="+", help="run folders, model folders with eval/, or files of results"
+    )
+    parser.add_argument("--out", type=Path, help="the page to write (report.html in the first folder)")
     arguments = parser.parse_args(argv)
-    out = arguments.out or arguments.run / "report.html"
-    page = build_report(arguments.run)
+    first = arguments.run[0]
+    out = arguments.out or (first if first.is_dir() else first.parent) / "report.html"
+    page = build_report(*arguments.run)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")
@@ -38,48 +58,71 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def build_report(run: Path) -> str:
-    """The page of a run.
+def build_report(*paths: Path) -> str:
+    """The page of runs and files of results.
 
     Raises:
-        DataError: the folder has neither metrics nor results, or one of its files is not JSON.
+        DataError: a path has neither metrics nor results, or one of its files is not what it should be.
     """
-    rows = _read_rows(run / "metrics.jsonl")
-    records = [_read_json(path.read_text(encoding="utf-8"), path) for path in sorted(run.glob("eval/*.json"))]
-    if not rows and not records:
-        raise DataError(f"{run}: not a run folder: it has neither metrics.jsonl nor eval/*.json")
-    config = run / "config.yaml"
+    sources = [_read_source(path) for path in paths]
+    groups = group_records([record for source in sources for record in source.records])
+    names = ", ".join(source.name for source in sources)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(run.resolve().name),
-        facts=_facts([row for row in rows if row["kind"] == "train"]),
-        scores=_section("Scores beside chance", "".join(map(_score_table, records))),
-        curves=_section("Training", _curves(rows)),
-        gallery="".join(_gallery(record) for record in records if "examples" in record),
-        config=html.escape(config.read_text(encoding="utf-8")) if config.is_file() else "",
+        title=html.escape(names),
+        about=_about(sources),
+        facts="".join(_facts(source, named=len(sources) > 1) for source in sources),
+        scores=_section("Scores", "".join(map(score_table, groups))),
+        reliability=_section("Reliability", _figures(_reliability(groups))),
+        cost=_section("What accuracy costs", _figures(_cost(groups))),
+        curves="".join(
+            _section(f"Training of {html.escape(source.name)}", _figures(draw_curves(source.rows)))
+            for source in sources
+        ),
+        mistakes="".join(_mistakes(group) for group in groups),
+        gallery="".join(_retrieved(group) for group in groups),
+        config="".join(_config(source) for source in sources),
     )
+
+
+def _read_source(path: Path) -> Source:
+    if path.is_file():
+        return Source(path.stem, [], read_records(path), "")
+    files = sorted([*path.glob("eval/*.jsonl"), *path.glob("eval/*.json")])
+    records = [record for file in files for record in read_records(file)]
+    rows = _read_rows(path / "metrics.jsonl")
+    if not rows and not records:
+        raise DataError(
+            f"{path}: expected a file of results, or a folder with metrics.jsonl or eval/*.jsonl in it"
+        )
+    config = path / "config.yaml"
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    return Source(path.resolve().name, rows, records, text)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    # The last line of a run that is being written, or was killed, may be half of one.
-    return [_read_json(line, path) for line in lines if line.endswith("\n")]
-
-
-def _read_json(text: str, path: Path) -> Any:
     try:
-        return json.loads(text)
+        # The last line of a run that is being written, or was killed, may be half of one.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not readable as JSON: {error}") from error
+
+
+def _about(sources: Sequence[Source]) -> str:
+    if any(source.rows for source in sources):
+        return "Image and text towers trained together on packed batches, by NaViT-CLIP."
+    return "Zero-shot evaluation by NaViT-CLIP."
 
 
 def _section(title: str, content: str) -> str:
     return f"<h2>{title}</h2>{content}" if content else ""
 
 
-def _facts(train: Sequence[dict[str, Any]]) -> str:
-    """What the run came to, in five numbers."""
+def _facts(source: Source, named: bool) -> str:
+    """What a run came to, in five numbers."""
+    train = [row for row in source.rows if row["kind"] == "train"]
     if not train:
         return ""
     last = train[-1]
@@ -91,50 +134,68 @@ def _facts(train: Sequence[dict[str, Any]]) -> str:
         (f"{median(row['pairs_per_second'] for row in train):.3g}", "pairs / s, median"),
         (f"{100 * fmean(row['fill'] for row in train):.1f} %", "of the token budget filled, mean"),
     ]
-    return (
-        '<div class="facts">'
-        + "".join(f"<div><b>{n}</b><span>{what}</span></div>" for n, what in facts)
-        + "</div>"
-    )
+    name = f'<p class="note">{html.escape(source.name)}</p>' if named else ""
+    cells = "".join(f"<div><b>{number}</b><span>{what}</span></div>" for number, what in facts)
+    return f'{name}<div class="facts">{cells}</div>'
 
 
-def _score_table(record: dict[str, Any]) -> str:
-    heading = f"{html.escape(record['dataset'])} · {html.escape(record['task'])}"
-    about = f"{record['num_samples']:,} images, at most {record['tokens_per_image']} tokens each"
-    rows = "".join(
-        _score_row(name, value, record["chance"][name]) for name, value in record["metrics"].items()
-    )
-    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in record["notes"])
-    return (
-        f'<div class="scores"><h3>{heading} <span class="quiet">({about})</span></h3><table>'
-        '<tr><th>metric</th><th class="number">score (%)</th><th class="number">chance (%)</th>'
-        '<th class="bar">0 to 100 %, chance marked</th></tr>'
-        f"{rows}</table>{notes}</div>"
-    )
-
-
-def _score_row(name: str, value: float, chance: float) -> str:
-    score, guess = f"{100 * value:.1f}", f"{100 * chance:.1f}"
-    bar = f'<div><i style="width:{score}%"></i><u style="left:{guess}%"></u></div>'
-    cells = [
-        f"<td>{html.escape(name)}</td>",
-        *(f'<td class="number">{number}</td>' for number in (score, guess)),
-    ]
-    return f'<tr>{"".join(cells)}<td class="bar">{bar}</td></tr>'
-
-
-def _curves(rows: Sequence[dict[str, Any]]) -> str:
-    drawings = draw_curves(rows)
+def _figures(drawings: Sequence[Drawing]) -> str:
     figures = "".join(
         f"<figure><figcaption>{html.escape(d.title)}</figcaption>{d.svg}</figure>" for d in drawings
     )
     return f'<div class="curves">{figures}</div>' if drawings else ""
 
 
-def _gallery(record: dict[str, Any]) -> str:
-    about = (
-        f"{len(record['examples'])} of {record['num_captions']:,} held-out captions, evenly spread over "
-        f"{html.escape(record['dataset'])}, each with the images that score highest for it, best first. "
-        "The right image is framed; where it is not among them, it stands at the end with its place."
+def _reliability(groups: Sequence[Group]) -> list[Drawing]:
+    drawings = []
+    for group in groups:
+        records = {label: record for label, record in group.records.items() if "reliability" in record}
+        if records:
+            drawings.append(draw_reliability(group.dataset, records))
+    return drawings
+
+
+def _cost(groups: Sequence[Group]) -> list[Drawing]:
+    return [
+        drawing
+        for group in groups
+        for label, record in group.records.items()
+        if "cost" in record
+        for drawing in draw_cost(
+            f"{group.dataset}, {label}" if len(group.records) > 1 else group.dataset, record["cost"]
+        )
+    ]
+
+
+def _mistakes(group: Group) -> str:
+    return "".join(
+        _section(
+            f"Mistakes that {html.escape(label)} was surest of",
+            f'<p class="note">The {len(record["mistakes"])} wrong answers with the highest probability on '
+            f"{html.escape(group.dataset)}: the answer, how sure the model was, and what the image is.</p>"
+            f"{draw_mistakes(record)}",
+        )
+        for label, record in group.records.items()
+        if record.get("mistakes")
     )
-    return _section("What captions retrieve", f'<p class="note">{about}</p>{draw_gallery(record)}')
+
+
+def _retrieved(group: Group) -> str:
+    return "".join(
+        _section(
+            "What captions retrieve" + (f" from {html.escape(label)}" if len(group.records) > 1 else ""),
+            f'<p class="note">{len(record["examples"])} of {record["num_captions"]:,} held-out captions, '
+            f"evenly spread over {html.escape(group.dataset)}, each with the images that score highest for "
+            "it, best first. The right image is framed; where it is not among them, it stands at the end "
+            f"with its place.</p>{draw_retrieved(record)}",
+        )
+        for label, record in group.records.items()
+        if "examples" in record
+    )
+
+
+def _config(source: Source) -> str:
+    if not source.config:
+        return ""
+    name, config = html.escape(source.name), html.escape(source.config)
+    return f"<details><summary>config.yaml of {name}</summary><pre>{config}</pre></details>"

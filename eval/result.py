@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
+from eval.bootstrap import Interval
 from eval.image_config import ImageConfig
 from eval.task_config import TaskConfig
 
@@ -28,7 +29,7 @@ class TaskResult:
     """How images were shown."""
     metrics: dict[str, float]
     """Under CLIP_benchmark's names: shares between 0 and 1, and nll in nats."""
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, Interval]
     """Where each metric lies in 95 of 100 resamples of the data set."""
     chance: dict[str, float]
     """What guessing at random scores, where that can be said."""

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from eval.bootstrap import Bootstrap
-from eval.ranking import best_rank, share_within
+from eval.bootstrap import Bootstrap, Interval, Totals, interval
+from eval.ranking import best_rank
 
 RECALL_AT = (1, 5, 10)
 
@@ -51,23 +51,26 @@ def retrieval_metrics(
     image_ranks: Int64[Tensor, " captions"],
     text_ranks: Int64[Tensor, " images"],
     caption_image: Int64[Tensor, " captions"],
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+) -> tuple[dict[str, float], dict[str, Interval]]:
     """Recall at 1, 5 and 10, both ways, between 0 and 1; and the 95 % interval of each.
 
     Images are resampled with their captions, both ways: captions of one image are not independent.
     """
     owners, num_images = caption_image.cpu().numpy(), len(text_ranks)
-    bootstrap = Bootstrap(num_images)
-    num_captions = bootstrap.sums(np.bincount(owners, minlength=num_images).astype(float))
-    metrics, intervals = {}, {}
+    hits = {}
     for k in RECALL_AT:
-        metrics[f"image_retrieval_recall@{k}"] = share_within(image_ranks, k)
-        hits = np.bincount(owners, (image_ranks < k).cpu().numpy(), num_images)
-        intervals[f"image_retrieval_recall@{k}"] = bootstrap.interval(bootstrap.sums(hits) / num_captions)
+        found = (image_ranks < k).cpu().numpy()
+        hits[f"image_retrieval_recall@{k}"] = np.bincount(owners, found, num_images)
     for k in RECALL_AT:
-        metrics[f"text_retrieval_recall@{k}"] = share_within(text_ranks, k)
-        hits = (text_ranks < k).cpu().numpy().astype(float)
-        intervals[f"text_retrieval_recall@{k}"] = bootstrap.mean_interval(hits)
+        hits[f"text_retrieval_recall@{k}"] = (text_ranks < k).cpu().numpy().astype(float)
+    num_captions = np.bincount(owners, minlength=num_images).astype(float)
+    captions, *found = Bootstrap(num_images).totals(Totals(num_captions), *map(Totals, hits.values()))
+    metrics = {}
+    intervals = {}
+    for (name, hit), sums in zip(hits.items(), found, strict=True):
+        of_captions = name.startswith("image")
+        metrics[name] = float(hit.sum() / (num_captions.sum() if of_captions else num_images))
+        intervals[name] = interval((sums / (captions if of_captions else num_images))[:, 0])
     return metrics, intervals
 
 

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from eval.bootstrap import Bootstrap
-from eval.calibration import calibration_error_interval, reliability
+from eval.bootstrap import Bootstrap, Interval, Totals, interval
+from eval.calibration import calibration_error_interval, calibration_gaps, reliability
 from eval.class_space import ClassSpace
 from eval.ranking import best_rank, share_within
 
@@ -91,7 +91,7 @@ def classify_scores(
 
 def classification_metrics(
     outcomes: Outcomes, space: ClassSpace, labels: Int64[np.ndarray, " images"] | None
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+) -> tuple[dict[str, float], dict[str, Interval]]:
     """Every metric, and its 95 % interval over resampled images.
 
     Args:
@@ -99,21 +99,30 @@ def classification_metrics(
         space: of the answers.
         labels: the class of each image; None where images have several, which leaves out recalls by class.
     """
-    bootstrap = Bootstrap(len(outcomes.ranks))
+    confidence, surprise = outcomes.confidence.numpy(), outcomes.surprise.numpy()
     metrics = {"acc1": share_within(outcomes.ranks, 1)}
-    intervals = {"acc1": bootstrap.mean_interval(outcomes.right.astype(float))}
+    means = {"acc1": outcomes.right.astype(float), "nll": surprise}
     if len(space.answers) >= 5:
         metrics["acc5"] = share_within(outcomes.ranks, 5)
-        intervals["acc5"] = bootstrap.mean_interval((outcomes.ranks < 5).numpy().astype(float))
+        means["acc5"] = (outcomes.ranks < 5).numpy().astype(float)
     if labels is not None:
         recalls = per_class_recall(outcomes.ranks, torch.from_numpy(labels))
         metrics["mean_per_class_recall"] = sum(recalls.values()) / len(recalls)
-        intervals["mean_per_class_recall"] = _recall_interval(outcomes, labels, len(space.classes), bootstrap)
-    confidence, surprise = outcomes.confidence.numpy(), outcomes.surprise.numpy()
     metrics["ece"] = reliability(confidence, outcomes.right).error
-    intervals["ece"] = calibration_error_interval(confidence, outcomes.right, bootstrap)
     metrics["nll"] = float(surprise.mean())
-    intervals["nll"] = bootstrap.mean_interval(surprise)
+
+    num_images = len(outcomes.ranks)
+    bootstrap = Bootstrap(num_images)
+    intervals = dict(zip(means, bootstrap.mean_intervals(*means.values()), strict=True))
+    wanted = [calibration_gaps(confidence, outcomes.right)]
+    if labels is not None:
+        # Wrong and right images of each class, in turns.
+        cells = 2 * labels + outcomes.right
+        wanted.append(Totals(np.ones(num_images), cells, 2 * len(space.classes)))
+    gaps, *counts = bootstrap.totals(*wanted)
+    intervals["ece"] = calibration_error_interval(gaps, num_images)
+    if counts:
+        intervals["mean_per_class_recall"] = _recall_interval(counts[0].reshape(len(gaps), -1, 2))
     return metrics, intervals
 
 
@@ -122,14 +131,11 @@ def per_class_recall(ranks: Int64[Tensor, " images"], labels: Int64[Tensor, " im
     return {label: share_within(ranks[labels == label], 1) for label in sorted(set(labels.tolist()))}
 
 
-def _recall_interval(
-    outcomes: Outcomes, labels: Int64[np.ndarray, " images"], num_classes: int, bootstrap: Bootstrap
-) -> tuple[float, float]:
-    """A resample's mean is over the classes that it holds."""
-    right = bootstrap.group_sums(outcomes.right.astype(float), labels, num_classes)
-    held = bootstrap.group_sums(np.ones(len(labels)), labels, num_classes)
-    recalls = right / np.maximum(held, 1)
-    return bootstrap.interval(recalls.sum(axis=1) / (held > 0).sum(axis=1))
+def _recall_interval(counts: Float[np.ndarray, "resamples classes 2"]) -> Interval:
+    """From each class's wrong and right images; a resample's mean is over the classes that it holds."""
+    held = counts.sum(axis=2)
+    recalls = counts[:, :, 1] / np.maximum(held, 1)
+    return interval(recalls.sum(axis=1) / (held > 0).sum(axis=1))
 
 
 def classification_chance(

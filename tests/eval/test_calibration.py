@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from eval.bootstrap import Bootstrap
-from eval.calibration import bucket_of, calibration_error_interval, reliability
+from eval.calibration import bucket_of, calibration_error_interval, calibration_gaps, reliability
 
 # Two buckets of ten hold images: (0.6, 0.7] has three, of which two are right, and (0.9, 1.0] one, wrong.
 CONFIDENCE = np.array([0.65, 0.62, 0.68, 0.95])
@@ -42,7 +42,8 @@ def test_interval_holds_the_errors_of_resamples():
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.3, 1, size=400)
     right = generator.uniform(size=400) < confidence
-    low, high = calibration_error_interval(confidence, right, Bootstrap(400))
+    (gaps,) = Bootstrap(400).totals(calibration_gaps(confidence, right))
+    low, high = calibration_error_interval(gaps, num_images=400)
     errors = []
     for _ in range(400):
         drawn = generator.integers(400, size=400)

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from eval.embed import embed_captions, embed_images
 from eval.image_config import ImageConfig
+from eval.model import PackedModel
 from eval.samples import ShardSamples
+from eval.store import Store
+from eval.views import View
 from navit_clip.batch import Captions, PackedImages
 from navit_clip.data.patches import image_patches
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, DataError
+from tests.data_builders import SIZES
 from tests.eval_builders import ByteTokenizer, judged, picture, small_model, write_labelled
 from tests.ranks import on_ranks
 
@@ -56,12 +62,75 @@ def embedded_on(world: World, data) -> tuple:
     return images.vectors.tolist(), captions.tolist(), keys, dict(images.faults.counts)
 
 
-def test_ranks_change_not_one_bit(tmp_path):
-    """Two ranks share three packs, so one of them embeds a placeholder in the last round."""
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_change_not_one_bit(tmp_path, size):
+    """Two ranks share three packs, so that one of them has nothing to do in the last round."""
     data = samples(tmp_path, 8, broken=[2, 7])
     expected = embedded_on(ALONE, data)
     assert expected[3] == {"undecodable image": 2}
-    assert on_ranks(2, embedded_on, data) == [expected, expected]
+    assert on_ranks(size, embedded_on, data) == [expected] * size
+
+
+class Interrupted(PackedModel):
+    """Counts the packs that it embeds, and gives up before some of them."""
+
+    def __init__(self, packs: int):
+        super().__init__(small_model(), ByteTokenizer(), "small", "random")
+        self.left = packs
+
+    def encode_images(self, pack):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().encode_images(pack)
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_bits(tmp_path):
+    data = samples(tmp_path, 11, broken=[1, 4])  # in four packs
+    store = Store(tmp_path / "vectors", "weights")
+    whole = embed_images(judged(), data, ALONE, CONFIG)
+    with pytest.raises(KeyboardInterrupt):
+        embed_images(Interrupted(2), data, ALONE, CONFIG, store=store)
+    resumed = Interrupted(2)
+    again = embed_images(resumed, data, ALONE, CONFIG, store=store)
+    assert resumed.left == 0
+    assert torch.equal(again.vectors, whole.vectors)
+    assert again.samples == whole.samples
+    assert again.faults.summary() == whole.faults.summary()
+    assert again.mean_tokens == whole.mean_tokens
+    kept = embed_images(Interrupted(0), data, World(0, 1, ALONE.device), CONFIG, store=store)
+    assert torch.equal(kept.vectors, whole.vectors)
+
+
+def test_what_is_kept_is_of_the_same_images_shown_alike(tmp_path):
+    store = Store(tmp_path / "vectors", "weights")
+    embed_images(judged(), samples(tmp_path, 3), ALONE, CONFIG, store=store)
+    for config, view in ((replace(CONFIG, tokens_per_image=9), View()), (CONFIG, View(center=0.5))):
+        with pytest.raises(KeyboardInterrupt):
+            embed_images(Interrupted(0), samples(tmp_path, 3), ALONE, config, view, store)
+    with pytest.raises(KeyboardInterrupt):
+        embed_images(Interrupted(0), samples(tmp_path, 3, broken=[0]), ALONE, CONFIG, store=store)
+
+
+def test_small_images_are_left_small_where_asked(tmp_path):
+    """Of the seven sizes, 17 x 61 has 5 x 16 = 80 patches of 4 pixels and none has more than 200."""
+    large = replace(CONFIG, tokens_per_image=1000, token_budget=1000)
+    up = embed_images(judged(), samples(tmp_path, 7), ALONE, large)
+    native = embed_images(judged(), samples(tmp_path, 7), ALONE, replace(large, upscale=False))
+    expected = [-(-height // 4) * -(-width // 4) for height, width in SIZES]
+    assert native.mean_tokens <= sum(expected) / 7
+    assert native.mean_tokens >= 0.9 * sum(expected) / 7
+    assert up.mean_tokens > 900
+
+
+def test_dropped_patches_are_drawn_by_the_key(tmp_path):
+    data = samples(tmp_path, 5)
+    whole = embed_images(judged(), data, ALONE, CONFIG)
+    half = embed_images(judged(), data, ALONE, replace(CONFIG, keep=0.5))
+    again = embed_images(judged(), data, ALONE, replace(CONFIG, keep=0.5, num_workers=2))
+    assert torch.equal(half.vectors, again.vectors)
+    assert half.mean_tokens == pytest.approx(whole.mean_tokens / 2, abs=0.5)
+    assert not torch.allclose(half.vectors, whole.vectors, atol=1e-2)
 
 
 def test_unreadable_images_are_counted_and_left_out(tmp_path):

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.prompts import class_embeddings, fill, load_templates
+from eval import prompts
+from eval.prompts import canonical, class_embeddings, fill, load_templates
+from eval.store import Store
 from navit_clip.batch import Captions
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
@@ -52,3 +54,26 @@ def test_class_embeddings_are_those_computed_one_by_one():
         alone = torch.cat([model.encode_captions(Captions.pack(caption, identity=[0])) for caption in ids])
         expected = F.normalize(F.normalize(alone, dim=-1).mean(dim=0), dim=0)
         torch.testing.assert_close(vector, expected, atol=1e-5, rtol=0)
+
+
+def test_big_vision_s_sets_add_the_plain_name():
+    assert load_templates(["clip-paper"], "any") == (*load_templates(["openai-80"], "any"), "{}")
+    assert load_templates(["clip-best"], "any") == (*load_templates(["openai-7"], "any"), "{}")
+    assert load_templates(["plain"], "any") == ("{}",)
+
+
+def test_canonical_prompts():
+    assert canonical("A photo of the_Cat's  toy.") == "a photo of the cats toy"
+    model, names = judged(), ["Cat", "cat"]
+    one, other = class_embeddings(model, names, ["a {}.", "a {}"], ALONE, 64, canonicalize=True)
+    assert torch.equal(one, other)
+
+
+def test_class_embeddings_are_computed_once(tmp_path, monkeypatch):
+    store = Store(tmp_path, "weights")
+    first = class_embeddings(judged(), ["cat", "dog"], ["a {}"], ALONE, 64, store=store)
+    monkeypatch.setattr(prompts, "embed_captions", None)
+    assert torch.equal(class_embeddings(judged(), ["cat", "dog"], ["a {}"], ALONE, 64, store=store), first)
+    for names, templates in ((["dog", "cat"], ["a {}"]), (["cat", "dog"], ["the {}"])):
+        with pytest.raises(TypeError):
+            class_embeddings(judged(), names, templates, ALONE, 64, store=store)

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from eval.figures import MOST_POINTS, QUANTITIES, draw_curves
 from eval.report import build_report, main
 from eval.task_config import EvalConfig, TaskConfig
 from eval.tasks import evaluate
+from eval.training_figures import MOST_POINTS, QUANTITIES, draw_curves
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError, DataError
 from tests.eval_builders import judged, write_labelled
@@ -100,7 +100,7 @@ def test_what_a_run_does_not_have_yet_is_left_out(run):
     (run / "eval" / "pictures.json").unlink()
     (run / "config.yaml").unlink()
     page = build_report(run)
-    assert "Scores beside chance" not in page
+    assert "<h2>Scores</h2>" not in page
     assert "Training loss" in page
 
 
@@ -121,7 +121,7 @@ def test_a_page_that_cannot_be_written(run):
 
 
 def test_no_run_and_broken_files(tmp_path, run):
-    with pytest.raises(DataError, match="not a run folder"):
+    with pytest.raises(DataError, match="expected a file of results, or a folder with"):
         build_report(tmp_path)
     (run / "metrics.jsonl").write_text('{"kind": "train"\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl: not readable as JSON"):

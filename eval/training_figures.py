@@ -1,48 +1,17 @@
-"""Rows of metrics.jsonl -> curves as inline SVG.
-
-The SVG carries no colours of its own but the page's (CSS variables), so one drawing reads well in light
-and in dark; its text stays text.
-"""
+"""Rows of metrics.jsonl -> curves of the training."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+
+from eval.drawing import SERIES, Drawing, canvas
 
 MOST_POINTS = 400
 """Longer curves are drawn as means of neighbouring rows."""
-
-PAINT = {"#0000a1": "var(--ink)", "#0000a2": "var(--faint)"} | {
-    f"#0000b{number}": f"var(--series-{number})" for number in range(4)
-}
-"""Colours that matplotlib draws with, and what the page paints instead."""
-INK, FAINT, *SERIES = PAINT
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.5,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-}
 
 
 class Curve(NamedTuple):
@@ -53,13 +22,6 @@ class Curve(NamedTuple):
     values: np.ndarray
     chance: float | None = None
     """What guessing gets, as a dashed line."""
-
-
-class Drawing(NamedTuple):
-    """A figure for the page."""
-
-    title: str
-    svg: str
 
 
 class Quantity(NamedTuple):
@@ -143,31 +105,17 @@ def _draw(
     curves: Sequence[Curve],
     limits: tuple[float, float | None] | None = None,
 ) -> Drawing:
-    # The salt makes the ids inside the SVG its own, and the same at every drawing.
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
-        axes = figure.add_subplot(xlabel="pairs seen", ylabel=axis)
+    with canvas(title, "pairs seen", axis) as drawn:
         for curve, color in zip(curves, SERIES, strict=False):
             marker = "o" if len(curve.pairs) <= 30 else None
-            axes.plot(curve.pairs, curve.values, color=color, label=curve.label, marker=marker, markersize=3)
+            drawn.axes.plot(
+                curve.pairs, curve.values, color=color, label=curve.label, marker=marker, markersize=3
+            )
             if curve.chance is not None:
-                axes.axhline(curve.chance, color=color, linestyle=(0, (2, 3)), linewidth=1)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+                drawn.axes.axhline(curve.chance, color=color, linestyle=(0, (2, 3)), linewidth=1)
+        drawn.axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if limits is not None:
-            axes.set_ylim(*limits)
+            drawn.axes.set_ylim(*limits)
         if len(curves) > 1:
-            # Above the axes: inside them it would lie on the curves.
-            figure.legend(title="dashed: chance", loc="outside upper right", ncols=len(curves))
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return Drawing(title, _for_page(buffer.getvalue(), title))
-
-
-def _for_page(svg: str, title: str) -> str:
-    """Cuts what only a file needs, lets the page set size and colours, and names the picture."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{title}"', svg, count=1)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for drawn, painted in PAINT.items():
-        svg = svg.replace(drawn, painted)
-    return svg
+            drawn.legend(title="dashed: chance")
+        return drawn.drawing()

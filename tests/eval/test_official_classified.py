@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import pytest
+
+from eval import objectnet
+from eval.imagenet import class_names, subset, synsets
+from eval.official_classified import OFFICIAL, OfficialLayout, check_variant, open_official
+from eval.task_config import TaskConfig
+from eval.tasks import open_classified_task
+from navit_clip.errors import ConfigError, DataError
+from tests.eval_builders import picture
+
+
+def lay_out(folder, layout: OfficialLayout, images: int = 1, leave_out=()):
+    """Class folders with the same few images each."""
+    for name in layout.class_folders:
+        if name not in leave_out:
+            (folder / name).mkdir(parents=True)
+            for number in range(images):
+                (folder / name / f"{name}_{number}.JPEG").write_bytes(picture(number))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imagenette(tmp_path_factory):
+    """Ten class folders with an image each, in the archive's layout."""
+    root = tmp_path_factory.mktemp("imagenette")
+    lay_out(root / "imagenette2-320" / "val", OFFICIAL["imagenette"]())
+    return root
+
+
+def test_names_and_labels_follow_the_folders(imagenette):
+    data = open_official("imagenette", imagenette, incomplete=True)
+    assert data.space.classes[:3] == ("tench", "English Springer Spaniel", "cassette player")
+    assert [data.samples[index].label for index in range(10)] == list(range(10))
+    assert data.samples.keys[1] == "n02102040/n02102040_0.JPEG"
+    assert len(data.templates) == 80
+    assert data.missing == "imagenette is not whole: 10 of 3,925 images are there"
+
+
+def test_what_is_not_whole_is_refused_before_the_run(imagenette):
+    with pytest.raises(DataError, match=r"10 of 3,925 images are there; incomplete: true judges"):
+        open_official("imagenette", imagenette, incomplete=False)
+
+
+def test_a_missing_class_keeps_the_labels_of_the_others(tmp_path):
+    layout = OFFICIAL["imagenette"]()
+    lay_out(tmp_path, layout, leave_out=layout.class_folders[2:4])
+    with pytest.raises(DataError, match=r"missing 2 of the 10 class folders \(n02979186, n03000684\)"):
+        open_official("imagenette", tmp_path, incomplete=False)
+    data = open_official("imagenette", tmp_path, incomplete=True)
+    assert [data.samples[index].label for index in range(8)] == [0, 1, 4, 5, 6, 7, 8, 9]
+
+
+def test_an_extra_class_is_another_data_set(tmp_path):
+    lay_out(tmp_path, OFFICIAL["imagenette"]())
+    (tmp_path / "n01443537").mkdir()
+    with pytest.raises(DataError, match=r"imagenette has no class n01443537; is this another data set"):
+        open_official("imagenette", tmp_path, incomplete=True)
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(DataError, match=r"imagenet-a: no class folder such as n01498041 in .*imagenet-a"):
+        open_official("imagenet-a", tmp_path, incomplete=False)
+
+
+def test_imagenet_v2_s_folders_are_numbers(tmp_path):
+    folder = tmp_path / "imagenetv2-matched-frequency-format-val"
+    lay_out(folder, OFFICIAL["imagenetv2-matched-frequency"]())
+    data = open_official("imagenetv2-matched-frequency", tmp_path, incomplete=True)
+    assert [int(key.partition("/")[0]) for key in data.samples.keys] == list(range(1000))
+    assert [data.samples[index].label for index in (9, 10, 100)] == [9, 10, 100]
+
+
+def test_subsets_are_scored_among_their_own_classes(tmp_path):
+    data = open_official("imagenet-r", lay_out(tmp_path, OFFICIAL["imagenet-r"]()), incomplete=True)
+    assert len(data.space.classes) == 200
+    ids = subset("imagenet-r")
+    assert data.samples.keys[7].startswith(synsets()[ids[7]])
+    assert data.space.classes[7] == class_names()[ids[7]]
+
+
+def test_real_labels_take_the_place_of_the_folder_s(tmp_path):
+    lay_out(tmp_path, OFFICIAL["imagenet1k"](), images=0)
+    files = {1: (), 2: (795, 970), 3: (230, 231)}  # ReaL has no label for the first
+    for number in files:
+        path = tmp_path / synsets()[0] / f"ILSVRC2012_val_{number:08d}.JPEG"
+        path.write_bytes(picture(number))
+    data = open_official("imagenet1k-real", tmp_path, incomplete=True)
+    assert len(data.samples) == 2
+    assert [sorted(data.accepted[key]) for key in data.samples.keys] == [[795, 970], [230, 231]]
+    (tmp_path / synsets()[0] / "ILSVRC2012_val_00000002.JPEG").unlink()
+    (tmp_path / synsets()[0] / "ILSVRC2012_val_00000003.JPEG").unlink()
+    with pytest.raises(DataError, match="no image is called as the labels"):
+        open_official("imagenet1k-real", tmp_path, incomplete=True)
+
+
+def test_objectnet_s_ids_follow_sorted_labels():
+    labels = [row.label for row in objectnet.all_classes()]
+    folders = [row.folder for row in objectnet.all_classes()]
+    assert len(labels) == 313
+    assert labels == sorted(labels)
+    assert folders != sorted(folders)
+    overlapping = objectnet.overlapping_classes()
+    ids = [imagenet_id for row in overlapping for imagenet_id in row.imagenet_ids]
+    assert (len(overlapping), len(ids), len(set(ids))) == (113, 125, 125)
+    by_label = {row.label: row.imagenet_ids for row in overlapping}
+    names = {label: {class_names()[number] for number in ids} for label, ids in by_label.items()}
+    assert names["Alarm clock"] == {"analog clock", "digital clock"}
+    assert names["Chair"] == {"barber chair", "folding chair", "rocking chair"}
+
+
+def test_objectnet_s_three_scorings():
+    own, restricted, mapped = objectnet.own_names(), objectnet.restricted(), objectnet.mapped()
+    assert (len(own.prompts), len(restricted.prompts), len(mapped.prompts)) == (113, 125, 1000)
+    assert own.prompts[1] == "backpack"
+    for space in (restricted, mapped):
+        chair = space.classes.index("Chair")
+        columns = [column for column, label in enumerate(space.column_class) if label == chair]
+        assert {space.prompts[column] for column in columns} == {
+            "barber chair",
+            "folding chair",
+            "rocking chair",
+        }
+    assert sum(label < 0 for label in mapped.column_class) == 875
+
+
+def test_objectnet_s_other_classes_are_left_out(tmp_path):
+    layout = OFFICIAL["objectnet-own-names"]()
+    lay_out(tmp_path / "objectnet-1.0" / "images", layout)
+    other = tmp_path / "objectnet-1.0" / "images" / "air_freshener"
+    other.mkdir()
+    (other / "image.png").write_bytes(picture(0))
+    data = open_official("objectnet-own-names", tmp_path, incomplete=True)
+    assert (len(data.samples), data.border) == (113, 2)
+    assert data.space.classes[data.samples[0].label] == "alarm clock"
+
+
+def test_a_name_that_leaves_the_scoring_open_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"three scoring protocols.*objectnet-own-names, objectnet-restr"):
+        check_variant("objectnet")
+    (tmp_path / "squeegee").mkdir()
+    task = TaskConfig(dataset="imagenetv2", dataset_root=str(tmp_path), task="zeroshot_classification")
+    with pytest.raises(ConfigError, match=r"imagenetv2-threshold0\.7"):
+        open_classified_task(task)
+
+
+def test_a_name_and_nothing_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"imagenet-s: no such folder here; did you mean imagenet-"):
+        open_classified_task(TaskConfig(dataset="imagenet-s", task="zeroshot_classification"))
+    with pytest.raises(DataError, match=r"imagenet1k: no such folder here; --dataset_root says"):
+        open_classified_task(TaskConfig(dataset="imagenet1k", task="zeroshot_classification"))

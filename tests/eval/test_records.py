@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eval.records import read_records, write_record
+from navit_clip.errors import DataError
+
+
+def record(dataset: str, acc1: float, tokens: int = 256) -> dict:
+    protocol = {"images": {"tokens_per_image": tokens}}
+    return {
+        "dataset": dataset,
+        "model": "m",
+        "pretrained": "p",
+        "task": "t",
+        "metrics": {"acc1": acc1},
+        "language": "en",
+        "protocol": protocol,
+    }
+
+
+def test_a_result_replaces_the_earlier_one_of_the_same_protocol(tmp_path):
+    path = tmp_path / "results.jsonl"
+    for result in (record("a", 0.1), record("b", 0.2), record("a", 0.3, tokens=64), record("a", 0.4)):
+        write_record(result, path)
+    assert [r["metrics"]["acc1"] for r in read_records(path)] == [0.2, 0.3, 0.4]
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_one_object_over_several_lines_is_a_result_too(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(record("a", 0.1), indent=2))
+    assert read_records(path) == [record("a", 0.1)]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"dataset": "a"}', "3"])
+def test_what_is_no_result(tmp_path, content):
+    path = tmp_path / "results.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"results\.jsonl: (not readable as JSON|expected results)"):
+        read_records(path)
