@@ -49,8 +49,8 @@ TEXT = {"width": 512, "depth": 12, "num_heads": 8, "mlp_dim": 2048}
 IMAGE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 SIDES = (64, 320)
 """Smallest and largest side of a picture, in pixels."""
-MOST_TOKENS = 256
-"""What an image has at most, and what Hugging Face pads it to."""
+MOST_TOKENS = (SIDES[1] // 16) ** 2
+"""Patches of the largest picture that may come, at its own size: the length that Hugging Face pads all to."""
 BATCH = 16
 
 
@@ -100,7 +100,7 @@ def image_contenders(num_images: int) -> dict[str, Callable[[], object]]:
     """Ours, then Hugging Face's."""
     small = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 6, "intermediate_size": 64}
     config = Siglip2Config(
-        text_config=Siglip2TextConfig(**small, projection_size=384),
+        text_config=Siglip2TextConfig(**small, projection_size=384, bos_token_id=None, eos_token_id=None),
         vision_config=Siglip2VisionConfig(**IMAGE, patch_size=16, num_patches=256),
     )
     peer = Siglip2Model(config).eval()
@@ -125,7 +125,7 @@ def image_contenders(num_images: int) -> dict[str, Callable[[], object]]:
             inputs = processor(images=pictures[start : start + BATCH], return_tensors="pt")
             peer.vision_model(
                 pixel_values=inputs["pixel_values"],
-                attention_mask=inputs["pixel_attention_mask"],
+                pixel_attention_mask=inputs["pixel_attention_mask"],
                 spatial_shapes=inputs["spatial_shapes"],
             )
 
