@@ -47,7 +47,7 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 PEER = "ViT-B-32"
 TEXT = {"width": 512, "depth": 12, "num_heads": 8, "mlp_dim": 2048}
 IMAGE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
-SIDES = (64, 320)
+SIDES = (64, 512)
 """Smallest and largest side of a picture, in pixels."""
 MOST_TOKENS = (SIDES[1] // 16) ** 2
 """Patches of the largest picture that may come, at its own size: the length that Hugging Face pads all to."""
