@@ -8,13 +8,16 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from eval.records import read_records, write_record
 from eval.report import build_report, main
+from eval.score_figures import pareto_front
+from eval.score_tables import group_records
 from eval.task_config import EvalConfig, TaskConfig
 from eval.tasks import evaluate
 from eval.training_figures import MOST_POINTS, QUANTITIES, draw_curves
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError, DataError
-from tests.eval_builders import judged, write_labelled
+from tests.eval_builders import judged, small_model, write_labelled
 
 
 def train_row(step: int) -> dict:
@@ -148,3 +151,61 @@ def test_curves_are_svg_in_the_pages_colours():
         }
         assert len(drawing.svg) < 60_000
     assert draw_curves([train_row(1), train_row(2)]) == draw_curves([train_row(1), train_row(2)])
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Results of two models on one data set, with costs and mistakes."""
+    shard = write_labelled(tmp_path / "images.tar", [0, 1, 2, 0, 1, 2])
+    task = TaskConfig(
+        dataset="pictures",
+        dataset_root=shard,
+        task="zeroshot_classification",
+        label_key="json.kind",
+        cost_tokens=[4, 9, 16],
+    )
+    config = EvalConfig(tasks=[task], tokens_per_image=9, token_budget=64, num_workers=0)
+    for seed in (0, 1):
+        model = judged(small_model(seed))
+        (result,) = evaluate(model, config, World(rank=0, size=1, device=torch.device("cpu")))
+        write_record(result.as_json(f"runs/model-{seed}", "step"), tmp_path / f"{seed}.jsonl")
+    return tmp_path
+
+
+def test_models_side_by_side(results):
+    page = build_report(results / "0.jsonl", results / "1.jsonl")
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert page.count("<td>model-0</td>") == page.count("<td>model-1</td>") == 4  # acc1, recall, ece, nll
+    for title in (
+        "pictures",
+        "pictures, model-0: accuracy over tokens",
+        "pictures, model-1: accuracy over time",
+    ):
+        assert f'aria-label="{title}"' in page
+    for axis in (
+        "acc1 (%)",
+        "tokens per image, mean",
+        "milliseconds per image",
+        "confidence",
+        "accuracy: share",
+    ):
+        assert axis in page
+    assert "Mistakes that model-0 was surest of" in page
+
+
+def test_results_of_one_model_are_told_apart_by_their_settings(results):
+    (record,) = read_records(results / "0.jsonl")
+    other = json.loads(json.dumps(record))
+    other["protocol"]["images"]["tokens_per_image"] = 64
+    (group,) = group_records([record, other])
+    assert list(group.records) == ["model-0, tokens_per_image 9", "model-0, tokens_per_image 64"]
+    (group,) = group_records([record, record])
+    assert list(group.records) == ["model-0 (1)", "model-0 (2)"]
+
+
+def test_pareto_front():
+    costs, scores = [4, 1, 2, 3, 1], [0.5, 0.3, 0.2, 0.6, 0.1]
+    points = [{"cost": cost, "acc1": score} for cost, score in zip(costs, scores, strict=True)]
+    assert [point["cost"] for point in pareto_front(points, "cost")] == [1, 3]
