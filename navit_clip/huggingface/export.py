@@ -9,13 +9,15 @@ from omegaconf import OmegaConf
 
 from navit_clip.errors import ConfigError
 from navit_clip.huggingface.examples import Examples, find_examples
-from navit_clip.huggingface.folder import write_siglip2
-from navit_clip.huggingface.model_card import has_card, model_card
+from navit_clip.huggingface.folder import write_own, write_siglip2
+from navit_clip.huggingface.hub import push
+from navit_clip.huggingface.model_card import CardFacts, has_card, model_card
 from navit_clip.huggingface.quiet import quiet_transformers
-from navit_clip.huggingface.siglip2 import TowerName
+from navit_clip.huggingface.run_facts import read_run_facts
 from navit_clip.huggingface.verification import Verification, verify
 from navit_clip.weights import LoadedModel, load_model, resolve_model_folder, whole_folder
 
+FORMATS = {"siglip2": write_siglip2, "own": write_own}
 TOKENS_PER_IMAGE = 256
 """SigLIP 2's default, where neither the command line nor the run's evaluation says another."""
 
@@ -29,7 +31,15 @@ def main(argv: list[str]) -> int:
     examples = find_examples(arguments.images, arguments.run)
     tokens_per_image = arguments.tokens_per_image or _evaluated_tokens(arguments.run)
     with quiet_transformers():
-        verification = export(loaded, arguments.folder, arguments.tower, examples, tokens_per_image)
+        facts = CardFacts(
+            arguments.format,
+            arguments.tower,
+            arguments.folder.resolve().name,
+            tokens_per_image,
+            arguments.license,
+            read_run_facts(arguments.run),
+        )
+        verification = export(loaded, arguments.folder, facts, examples)
     print(f"{arguments.folder}: reloaded with transformers and compared with the trained model")
     if arguments.tower != "text":
         print(
@@ -41,29 +51,29 @@ def main(argv: list[str]) -> int:
             f"  {verification.num_captions} captions: equal token ids, "
             f"unit vectors at most {verification.caption_difference:.1e} apart"
         )
+    if arguments.push is not None:
+        print(f"  pushed to {push(arguments.folder, arguments.push, arguments.private)}")
     return 0
 
 
-def export(
-    loaded: LoadedModel, folder: Path, tower: TowerName, examples: Examples, tokens_per_image: int
-) -> Verification:
-    """Writes a Siglip2 folder, which is there only once it is verified; an earlier export is replaced.
+def export(loaded: LoadedModel, folder: Path, facts: CardFacts, examples: Examples) -> Verification:
+    """Writes a folder, which is there only once it is verified; an earlier export is replaced.
 
     Args:
         loaded: the model and its tokenizer.
         folder: where to.
-        tower: which part of it.
+        facts: the format, the tower, how many patches an image becomes, and what the card is to say.
         examples: what to verify on.
-        tokens_per_image: how many patches the folder's image processor cuts an image into at most.
 
     Raises:
-        ExportError: SigLIP 2 cannot express the model, or what was exported is not the trained model.
+        ExportError: the format cannot express the model, or what was exported is not the trained model.
         CheckpointError: something other than an earlier export is in the way.
     """
+    tower, tokens_per_image = facts.tower, facts.tokens_per_image
     with whole_folder(folder, replaces=has_card) as partial:
-        write_siglip2(loaded, partial, tower, tokens_per_image)
+        FORMATS[facts.form](loaded, partial, tower, tokens_per_image)
         verification = verify(loaded, partial, tower, examples.images, examples.captions, tokens_per_image)
-        card = model_card(loaded.model.config, tower, folder.resolve().name, tokens_per_image, verification)
+        card = model_card(loaded.model.config, facts, verification)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return verification
 
@@ -81,8 +91,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="a run, a checkpoint or a model folder")
     parser.add_argument("folder", type=Path, help="folder to write; an earlier export there is replaced")
     parser.add_argument(
+        "--format",
+        choices=list(FORMATS),
+        default="siglip2",
+        help="siglip2: a plain transformers model; own: any model, with its own modelling file (siglip2)",
+    )
+    parser.add_argument(
         "--tower", choices=["both", "image", "text"], default="both", help="what to export (both)"
     )
+    parser.add_argument("--push", metavar="OWNER/MODEL", help="upload the folder to the Hugging Face hub")
+    parser.add_argument(
+        "--private", action="store_true", help="make the repository that --push makes private"
+    )
+    parser.add_argument("--license", help="of the weights, as the hub names it, such as apache-2.0")
     parser.add_argument(
         "--images",
         help="images to verify on: a folder of images or a pattern of shards (the run's own shards)",

@@ -1,36 +1,38 @@
 """A model -> a folder that transformers opens without this package: weights, processor, tokenizer.
 
-The folder is a plain `Siglip2Model`, `Siglip2VisionModel` or `Siglip2TextModel`; nothing in it is code.
+siglip2   a plain `Siglip2Model`, `Siglip2VisionModel` or `Siglip2TextModel`: nothing in it is code
+own       any model of ours, with the file of code that runs it (`trust_remote_code`)
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from transformers import (
-    Siglip2ImageProcessor,
-    Siglip2Model,
-    Siglip2Processor,
-    Siglip2TextModel,
-    Siglip2Tokenizer,
-    Siglip2VisionModel,
-)
+from torch import Tensor
+from transformers import AutoTokenizer, Siglip2Model, Siglip2TextModel, Siglip2VisionModel
 
 from navit_clip.errors import ExportError
+from navit_clip.huggingface.modeling_navit_siglip import (
+    NavitSiglipModel,
+    NavitSiglipTextModel,
+    NavitSiglipVisionModel,
+)
+from navit_clip.huggingface.own_architecture import own_config
+from navit_clip.huggingface.processor import save_processor
 from navit_clip.huggingface.siglip2 import (
-    CONTEXT_LENGTH,
     TowerName,
     inexpressible,
     siglip2_config,
     siglip2_weights,
 )
-from navit_clip.tokenizer import PADDING_FILE, PaddedTokenizer
+from navit_clip.tokenizer import PaddedTokenizer
 from navit_clip.weights import LoadedModel
 
-MASKED_PADDING = {"padding_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
-"""Of packed captions: padding is masked, and each caption's last token comes last."""
-ATTENDED_PADDING = {"padding_side": "right", "model_input_names": ["input_ids"]}
-"""Of captions that were trained padded, as in Google's models: without a mask the padding is attended to."""
+MAX_SHARD_SIZE = "5GB"
+"""Of a safetensors file; larger models are written in shards with an index."""
 
 
 def write_siglip2(loaded: LoadedModel, folder: Path, tower: TowerName, tokens_per_image: int) -> None:
@@ -51,6 +53,7 @@ def write_siglip2(loaded: LoadedModel, folder: Path, tower: TowerName, tokens_pe
         raise ExportError(
             "SigLIP 2 cannot express this model, so it cannot leave as a native transformers model:\n  "
             + "\n  ".join(faults)
+            + "\nAs it is, it leaves with its own modelling file: --format own"
         )
     config = siglip2_config(model.config)
     weights = siglip2_weights(model.state_dict(), model.config)
@@ -59,35 +62,47 @@ def write_siglip2(loaded: LoadedModel, folder: Path, tower: TowerName, tokens_pe
         "image": (Siglip2VisionModel, config.vision_config, "vision_model."),
         "text": (Siglip2TextModel, config.text_config, "text_model."),
     }
-    siglip2_class, siglip2_settings, prefix = classes[tower]
-    siglip2 = siglip2_class(siglip2_settings)
-    siglip2.load_state_dict(
+    model_class, settings, prefix = classes[tower]
+    _save(model_class(settings), prefix, weights, folder)
+    save_processor(loaded, folder, tower, tokens_per_image)
+
+
+def write_own(loaded: LoadedModel, folder: Path, tower: TowerName, tokens_per_image: int) -> None:
+    """The same for any model of ours, with `modeling_navit_siglip.py` beside the weights.
+
+    Raises:
+        ExportError: transformers has no tokenizer like this model's.
+    """
+    model, tokenizer = loaded
+    save_processor(loaded, folder, tower, tokens_per_image)
+    token_ids = {} if tower == "image" else _token_ids(folder)
+    config = own_config(model.config, isinstance(tokenizer, PaddedTokenizer), token_ids)
+    classes = {
+        "both": (NavitSiglipModel, config, ""),
+        "image": (NavitSiglipVisionModel, config.vision_config, "image."),
+        "text": (NavitSiglipTextModel, config.text_config, "text."),
+    }
+    model_class, settings, prefix = classes[tower]
+    _save(model_class(settings), prefix, model.state_dict(), folder)
+    if tower == "both":
+        _offer_zero_shot(folder / "config.json")
+
+
+def _save(model: Any, prefix: str, weights: Mapping[str, Tensor], folder: Path) -> None:
+    model.load_state_dict(
         {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
     )
-    siglip2.save_pretrained(folder)
-    _save_processor(loaded, folder, tower, tokens_per_image)
+    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
 
 
-def _save_processor(loaded: LoadedModel, folder: Path, tower: TowerName, tokens_per_image: int) -> None:
-    cutting = {"patch_size": loaded.model.config.image.patch_size, "max_num_patches": tokens_per_image}
-    image_processor = Siglip2ImageProcessor(
-        **cutting, do_convert_rgb=True, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    if tower == "image":
-        image_processor.save_pretrained(folder)
-        return
-    loaded.tokenizer.save(folder)
-    (folder / PADDING_FILE).unlink(missing_ok=True)  # transformers has settings of its own for this
-    padding = MASKED_PADDING
-    if isinstance(loaded.tokenizer, PaddedTokenizer):
-        padding = ATTENDED_PADDING
-    tokenizer = Siglip2Tokenizer.from_pretrained(folder, **padding, model_max_length=CONTEXT_LENGTH)
-    for left_by_loading in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(left_by_loading, None)
-    if tower == "text":
-        tokenizer.save_pretrained(folder)
-    else:
-        # Siglip2Processor gives the image processor the defaults of its own class, over what the image
-        # processor was saved with; what the tokenizer was saved with goes over both.
-        tokenizer.init_kwargs.update(cutting)
-        Siglip2Processor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+def _token_ids(folder: Path) -> dict[str, int]:
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    return {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name) is not None}
+
+
+def _offer_zero_shot(path: Path) -> None:
+    """Names the model's class for transformers' zero-shot pipeline, too; saving a model names one use."""
+    config = json.loads(path.read_text())
+    config["auto_map"]["AutoModelForZeroShotImageClassification"] = config["auto_map"]["AutoModel"]
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -15,17 +15,21 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Siglip2Model, SiglipModel, SiglipVisionConfig
+from transformers import Siglip2Model, SiglipModel
 
 from navit_clip.batch import Captions, PackedImages, Patches, caption_identity
 from navit_clip.data.patches import cut_grid
 from navit_clip.errors import CheckpointError
 from navit_clip.huggingface.examples import CAPTIONS
+from navit_clip.huggingface.modeling_navit_siglip import NavitSiglipModel
 from navit_clip.tokenizer import PaddedTokenizer
 from navit_clip.weights import LoadedModel
 
 BOUND = 1e-5
 """Largest difference between two values of unit vectors."""
+FIXED = (SiglipModel,)
+FLEXIBLE = (Siglip2Model, NavitSiglipModel)
+"""transformers' models that take one grid, and those that take any."""
 GRIDS = ((1, 1), (1, 40), (7, 7), (11, 22), (20, 9))
 
 
@@ -77,46 +81,46 @@ def _images(loaded: LoadedModel, theirs: nn.Module) -> list[Patches]:
     config = loaded.model.config.image
     side = config.position.table_side
     noise = np.random.default_rng(0)
-    grids = (*GRIDS, (side, side)) if isinstance(theirs, Siglip2Model) else [(side, side)] * 4
+    grids: Sequence[tuple[int, int]] = [(side, side)] * 4
+    if isinstance(theirs, Siglip2Model):
+        grids = (*GRIDS, (side, side))
+    elif isinstance(theirs, NavitSiglipModel):
+        grids = [(1, 1), (1, side), (max(1, side // 2), side), (side, side)]
     sizes = [(rows * config.patch_size, columns * config.patch_size, 3) for rows, columns in grids]
     pictures = [noise.integers(0, 256, size, dtype=np.uint8) for size in sizes]
     return [cut_grid(picture, config.patch_size, grid) for picture, grid in zip(pictures, grids, strict=True)]
 
 
-def _their_images(
-    theirs: nn.Module, images: Sequence[Patches], loaded: LoadedModel
-) -> Float[Tensor, "images dim"]:
+def _their_images(theirs: Any, images: Sequence[Patches], loaded: LoadedModel) -> Float[Tensor, "images dim"]:
     pixels = [torch.from_numpy(image.pixels) / 127.5 - 1 for image in images]
-    if isinstance(theirs, Siglip2Model):
+    if type(theirs) in FLEXIBLE:
         pooled = [
-            theirs.vision_model(
-                part[None], torch.ones(1, len(part)), torch.tensor([image.grid])
+            theirs.get_image_features(
+                pixel_values=part[None],
+                pixel_attention_mask=torch.ones(1, len(part)),
+                spatial_shapes=torch.tensor([image.grid]),
             ).pooler_output
             for part, image in zip(pixels, images, strict=True)
         ]
         return torch.cat(pooled)
     patch_size = loaded.model.config.image.patch_size
     squares = torch.stack([_square(part, patch_size) for part in pixels])
-    if isinstance(theirs, SiglipModel):
-        vision = theirs.config.vision_config
-        assert isinstance(vision, SiglipVisionConfig)
-        assert isinstance(vision.image_size, int)
-        rest = (
-            vision.image_size - squares.shape[-1]
-        )  # pixels that fill no patch, and that the convolution does not reach
+    if type(theirs) in FIXED:
+        # Pixels that fill no patch, and that the convolution does not reach.
+        rest: int = theirs.config.vision_config.image_size - squares.shape[-1]
         return theirs.vision_model(F.pad(squares, (0, rest, 0, rest))).pooler_output
-    return theirs.encode_image(squares)  # pyright: ignore[reportCallIssue] (open_clip's model)
+    return theirs.encode_image(squares)
 
 
 def _their_captions(
-    theirs: nn.Module, ids: Sequence[Sequence[int]], loaded: LoadedModel
+    theirs: Any, ids: Sequence[Sequence[int]], loaded: LoadedModel
 ) -> Float[Tensor, "captions dim"]:
     length = loaded.model.config.text.context_length
     padded = torch.tensor([[0] * (length - len(caption)) + list(caption) for caption in ids])
-    if isinstance(theirs, SiglipModel | Siglip2Model):
+    if type(theirs) in (*FIXED, *FLEXIBLE):
         mask = torch.tensor([[0] * (length - len(caption)) + [1] * len(caption) for caption in ids])
-        return theirs.text_model(padded, mask).pooler_output
-    return theirs.encode_text(padded)  # pyright: ignore[reportCallIssue] (open_clip's model)
+        return theirs.get_text_features(input_ids=padded, attention_mask=mask).pooler_output
+    return theirs.encode_text(padded)
 
 
 def _checked_ids(loaded: LoadedModel, tokenizer: Any) -> list[list[int]]:

@@ -7,6 +7,7 @@ then takes any number of images of any size in one pack, and a run can go on tra
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from navit_clip.errors import CheckpointError
-from navit_clip.huggingface import open_clip_format, siglip, siglip2
+from navit_clip.huggingface import open_clip_format, own_architecture, siglip, siglip2
 from navit_clip.huggingface.import_verification import ImportVerification, verify_import
 from navit_clip.huggingface.quiet import quiet_transformers
 from navit_clip.huggingface.weight_files import read_json, read_weights
@@ -95,6 +96,8 @@ def import_folder(
 def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None) -> ImportedModel:
     settings = read_json(folder / CONFIG_FILE)
     kind = settings.get("model_type")
+    if kind == own_architecture.MODEL_TYPE:
+        return _import_own(folder, settings)
     if kind not in KINDS:
         single = f"{kind}".startswith("siglip")
         raise CheckpointError(
@@ -123,6 +126,26 @@ def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None)
     if kind == "siglip":
         weights = siglip.siglip2_weights_of(weights)
     loaded = _loaded(ours, siglip2.clip_weights(weights, ours), tokenizer, folder)
+    return ImportedModel(loaded, theirs.eval(), own_tokenizer)
+
+
+def _import_own(folder: Path, settings: dict[str, Any]) -> ImportedModel:
+    """What `navit-clip export --format own` wrote; the code that lies there is not run, ours is."""
+    settings.pop("auto_map", None)
+    config = own_architecture.NavitSiglipConfig.from_dict(settings)
+    theirs = own_architecture.NavitSiglipModel(config)
+    weights = read_weights(folder, ["model"], allow_pickle=False)
+    check_weights(weights, theirs.state_dict(), where=str(folder))
+    theirs.load_state_dict(weights)
+    text_config: Any = config.text_config
+    captions = PADDED if text_config.attended_padding else PACKED
+    with tempfile.TemporaryDirectory() as alone:
+        # Beside a config that names code, transformers reads no tokenizer without running that.
+        for path in folder.glob("tokenizer*"):
+            shutil.copy(path, alone)
+        own_tokenizer = _own_tokenizer(Path(alone))
+        tokenizer = _tokenizer(own_tokenizer, Path(alone), captions)
+    loaded = _loaded(own_architecture.clip_config(config), weights, tokenizer, folder)
     return ImportedModel(loaded, theirs.eval(), own_tokenizer)
 
 

@@ -1,9 +1,11 @@
-"""The README.md of an exported folder: what it is, how to use it, how it was verified."""
+"""The README.md of an exported folder: what it is, how to use it, how it was trained, judged and verified."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from navit_clip.huggingface.run_facts import RunFacts
 from navit_clip.huggingface.siglip2 import TowerName
 from navit_clip.huggingface.verification import Verification
 from navit_clip.model import ClipConfig
@@ -14,66 +16,83 @@ TASKS = {"both": "zero-shot-image-classification", "image": "image-feature-extra
 
 TITLES = {"both": "Image and text towers", "image": "Image tower", "text": "Text tower"}
 
+KINDS = {
+    "siglip2": "as a plain transformers Siglip2 model",
+    "own": "as a transformers model with its own modelling file, which `trust_remote_code=True` lets run",
+}
+
 USAGE = {
     "both": """\
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, pipeline
 
-model = AutoModel.from_pretrained("FOLDER").eval()
-processor = AutoProcessor.from_pretrained("FOLDER")
+model = AutoModel.from_pretrained("FOLDER"TRUST).eval()
+processor = AutoProcessor.from_pretrained("FOLDER"TRUST)
 image = Image.open("photo.jpg").convert("RGB")
 inputs = processor(text=["a photo of a dog", "a photo of a cat"], images=image, return_tensors="pt")
 outputs = model(**inputs)
 print(outputs.image_embeds.shape, outputs.text_embeds.shape)  # unit vectors
 print(outputs.logits_per_image.sigmoid())  # how probable each pair is
 
-classify = pipeline("zero-shot-image-classification", model="FOLDER")
+classify = pipeline("zero-shot-image-classification", model="FOLDER"TRUST)
 print(classify(image, candidate_labels=["dog", "cat"], hypothesis_template="a photo of a {}"))
 """,
     "image": """\
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-model = AutoModel.from_pretrained("FOLDER").eval()
-processor = AutoImageProcessor.from_pretrained("FOLDER")
+model = AutoModel.from_pretrained("FOLDER"TRUST).eval()
+processor = AutoImageProcessor.from_pretrained("FOLDER"TRUST)
 image = Image.open("photo.jpg").convert("RGB")
 outputs = model(**processor(images=image, return_tensors="pt"))
 print(outputs.pooler_output.shape)  # one vector an image; normalise it before comparing
 print(outputs.last_hidden_state.shape)  # one vector a patch
 """,
     "text": """\
-from transformers import AutoTokenizer, Siglip2TextModel
+from transformers import TEXT_CLASS, AutoTokenizer
 
-model = Siglip2TextModel.from_pretrained("FOLDER").eval()
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-settings = {"padding": "max_length", "max_length": 64, "truncation": True}
+model = TEXT_CLASS.from_pretrained("FOLDER"TRUST).eval()
+tokenizer = AutoTokenizer.from_pretrained("FOLDER"TRUST)
+settings = {"padding": "max_length", "max_length": LENGTH, "truncation": True}
 inputs = tokenizer(["a photo of a dog", "a photo of a cat"], **settings, return_tensors="pt")
 print(model(**inputs).pooler_output.shape)  # one vector a caption; normalise it before comparing
 """,
 }
 
 
-def model_card(
-    config: ClipConfig, tower: TowerName, name: str, tokens_per_image: int, verification: Verification
-) -> str:
-    """The card in Markdown, with the header that the Hugging Face hub reads.
+class CardFacts(NamedTuple):
+    """What a card says beside the model's own config."""
 
-    Args:
-        config: of the model.
-        tower: which part of it was exported.
-        name: of the folder, as the snippet is to name it.
-        tokens_per_image: the image processor's default.
-        verification: what was compared, and how well it agreed.
-    """
+    form: str
+    """The format: siglip2 or own."""
+    tower: TowerName
+    name: str
+    """Of the folder, as the snippet is to name it."""
+    tokens_per_image: int
+    """The image processor's default."""
+    license: str | None
+    """As the hub names licences."""
+    run: RunFacts
+
+
+def model_card(config: ClipConfig, facts: CardFacts, verification: Verification) -> str:
+    """The card in Markdown, with the header that the Hugging Face hub reads."""
+    tower = facts.tower
     task = f"pipeline_tag: {TASKS[tower]}\n" if TASKS[tower] else ""
-    header = f"---\nlibrary_name: transformers\n{task}{TAGS}---\n"
+    license_line = f"license: {facts.license}\n" if facts.license else ""
+    header = f"---\nlibrary_name: transformers\n{license_line}{task}{TAGS}---\n"
     parts = [
-        f"{header}\n# {name}\n\n{TITLES[tower]} of a NaViT-CLIP model (packed contrastive pretraining with a "
-        "sigmoid loss), as a plain transformers Siglip2 model.",
-        f"## Use\n\n```python\n{USAGE[tower].replace('FOLDER', name)}```",
+        f"{header}\n# {facts.name}\n\n{TITLES[tower]} of a NaViT-CLIP model (packed contrastive pretraining "
+        f"with a sigmoid loss), {KINDS[facts.form]}.",
+        f"## Use\n\n```python\n{_usage(config, facts)}```",
         "## Architecture\n\n" + _architecture(config, tower),
-        "## Input\n\n" + "\n".join(_input_notes(config, tower, tokens_per_image)),
+        "## Input\n\n" + "\n".join(_input_notes(config, facts)),
+        "## Training\n\n" + _training(facts.run),
+        "## Evaluation\n\n" + _evaluation(facts.run.results),
         "## Verification\n\n" + _verified(tower, verification),
+        "## Licence\n\n"
+        + (facts.license or "None was named when this model was exported; ask its makers.")
+        + "\n\nThe data has licences of its own; this card does not know them.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -84,36 +103,79 @@ def has_card(folder: Path) -> bool:
     return card.exists() and TAGS in card.read_text(encoding="utf-8", errors="replace")
 
 
+def _usage(config: ClipConfig, facts: CardFacts) -> str:
+    own = facts.form == "own"
+    text_class = "AutoModel" if own else "Siglip2TextModel"
+    snippet = USAGE[facts.tower]
+    if facts.tower == "text":
+        names = ", ".join(sorted([text_class, "AutoTokenizer"]))
+        snippet = snippet.replace("TEXT_CLASS, AutoTokenizer", names).replace("TEXT_CLASS", text_class)
+    snippet = snippet.replace("TRUST", ", trust_remote_code=True" if own else "")
+    return snippet.replace("FOLDER", facts.name).replace("LENGTH", str(config.text.context_length))
+
+
 def _architecture(config: ClipConfig, tower: TowerName) -> str:
     image, text = config.image, config.text
-    rows = ["| tower | width | depth | heads | MLP | input |", "|---|---|---|---|---|---|"]
+    rows = ["| tower | width | depth | heads | MLP | QK-norm | input |", "|---|---|---|---|---|---|---|"]
     if tower != "text":
-        side = image.position.table_side
+        position = image.position
+        measure = "" if position.kind in ("grid", "learned_2d") else f"{position.coordinates} "
         rows.append(
-            f"| image | {image.width} | {image.depth} | {image.num_heads} | {image.mlp_dim} | patches of "
-            f"{image.patch_size} x {image.patch_size}, positions {side} x {side} |"
+            f"| image | {image.width} | {image.depth} | {image.num_heads} | {image.mlp_dim} | "
+            f"{_yes(image.qk_norm)} | patches of {image.patch_size} x {image.patch_size}, {measure}"
+            f"{position.kind} positions, side {position.table_side} |"
         )
     if tower != "image":
         rows.append(
-            f"| text | {text.width} | {text.depth} | {text.num_heads} | {text.mlp_dim} | at most "
-            f"{text.context_length} of {text.vocab_size} tokens |"
+            f"| text | {text.width} | {text.depth} | {text.num_heads} | {text.mlp_dim} | "
+            f"{_yes(text.qk_norm)} | at most {text.context_length} of {text.vocab_size} tokens"
+            f"{', causal' if text.causal else ''} |"
         )
     return "\n".join(rows)
 
 
-def _input_notes(config: ClipConfig, tower: TowerName, tokens_per_image: int) -> list[str]:
+def _input_notes(config: ClipConfig, facts: CardFacts) -> list[str]:
     images = [
-        f"- Images keep their aspect ratio and become at most {tokens_per_image} patches of "
+        f"- Images keep their aspect ratio and become at most {facts.tokens_per_image} patches of "
         f"{config.image.patch_size} pixels; pass `max_num_patches` for another number.",
         "- Put transparent images on white yourself: transformers drops transparency, training did not.",
-        "- Images so tall that they are one patch wide get wrong position embeddings on a CPU, from torch's "
-        "antialiased resize; none of them was used to verify.",
     ]
+    if facts.form == "siglip2":
+        images.append(
+            "- On CPUs, older versions of transformers give images so tall that they are one patch wide the "
+            "wrong position embeddings; none of them was used to verify."
+        )
     captions = [
-        f"- Captions are lower-cased, padded on the left to {config.text.context_length} tokens and masked; "
-        "the tokenizer's and the processor's settings say so, and the zero-shot pipeline does so.",
+        f"- Captions are padded to {config.text.context_length} tokens; the tokenizer's and the processor's "
+        "settings say how, and the zero-shot pipeline does so."
     ]
-    return [*(images if tower != "text" else []), *(captions if tower != "image" else [])]
+    return [*(images if facts.tower != "text" else []), *(captions if facts.tower != "image" else [])]
+
+
+def _training(run: RunFacts) -> str:
+    if not run.recipe:
+        return "Not known: the model was exported from a model folder, not from its run."
+    data = "Data: " + (", ".join(f"`{Path(pattern).name}`" for pattern in run.shards) or "not named") + "."
+    return "\n".join(
+        [data, "", "| setting | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in run.recipe)]
+    )
+
+
+def _evaluation(results: list[dict[str, Any]]) -> str:
+    if not results:
+        return "No evaluation is in the run's folder."
+    rows = [
+        f"| {Path(str(record['dataset'])).name} | {record['task']} | "
+        + ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
+        + f" | {record.get('num_samples', '')} | {record.get('tokens_per_image', '')} |"
+        for record in results
+    ]
+    heading = ["| data set | task | metrics | images | tokens an image |", "|---|---|---|---|---|"]
+    protocol = (
+        "Zero-shot, by `navit-clip eval`: every image at its own aspect ratio, class names in the data set's "
+        "prompts, cosine similarity of the unit vectors."
+    )
+    return "\n".join([*heading, *rows, "", protocol])
 
 
 def _verified(tower: TowerName, verification: Verification) -> str:
@@ -131,3 +193,7 @@ def _verified(tower: TowerName, verification: Verification) -> str:
         "After export the folder was opened with transformers and its unit vectors compared with the trained "
         f"model's, in float32 on a CPU: {' and '.join(compared)}."
     )
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"

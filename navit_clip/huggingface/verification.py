@@ -1,7 +1,7 @@
 """An exported folder against the model that it came from, opened as a user of transformers would open it.
 
 Images go through both preprocessings, ours and the folder's, as the same RGB pixels. Images whose grid is
-one column wide are left out: torch's CPU resize gives `Siglip2Model` wrong position embeddings there.
+one column wide are left out: older transformers on a CPU give `Siglip2Model` wrong position embeddings there.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModel, AutoProcessor, AutoTokenizer, Siglip2TextModel
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, Siglip2TextConfig, Siglip2TextModel
 
 from navit_clip.batch import Captions, PackedImages, caption_identity
 from navit_clip.data.patches import cut_patches
 from navit_clip.data.resize import grid_for
 from navit_clip.errors import ExportError
-from navit_clip.huggingface.siglip2 import CONTEXT_LENGTH, TowerName
+from navit_clip.huggingface.siglip2 import TowerName
+from navit_clip.huggingface.weight_files import read_json
+from navit_clip.model import ImageTowerConfig
 from navit_clip.weights import LoadedModel
 
 BOUND = 1e-5
@@ -54,36 +56,41 @@ def verify(
         ExportError: they differ.
     """
     image_difference = caption_difference = 0.0
-    model = _reload(folder, tower)
+    trusted = "auto_map" in read_json(folder / "config.json")  # the code there is what we wrote just now
+    model = _reload(folder, trusted)
+    processor_class = AutoTokenizer if tower == "text" else AutoProcessor
+    processor = processor_class.from_pretrained(folder, trust_remote_code=trusted)
     if tower == "both":
         _compare_scalars(loaded, model)
     if tower == "text":
         images = []
     else:
-        patch_size = loaded.model.config.image.patch_size
-        images = [image for image in images if not _one_column(image, patch_size, tokens_per_image)]
+        images = [
+            image for image in images if _comparable(image, loaded.model.config.image, tokens_per_image)
+        ]
         if not images:
             raise ExportError("there is no image to verify the export on; name some with --images")
-        image_difference = _compare_images(loaded, model, folder, images, tokens_per_image)
+        image_difference = _compare_images(loaded, model, processor, images, tokens_per_image)
     if tower == "image":
         captions = []
     else:
-        caption_difference = _compare_captions(loaded, model, folder, tower, captions)
+        caption_difference = _compare_captions(loaded, model, processor, tower, captions)
     return Verification(len(images), image_difference, len(captions), caption_difference)
 
 
-def _reload(folder: Path, tower: TowerName) -> Any:
-    # AutoModel knows the pair and the image tower, but not the text tower.
-    return (Siglip2TextModel if tower == "text" else AutoModel).from_pretrained(folder).eval()
+def _reload(folder: Path, trusted: bool) -> Any:
+    # AutoModel knows Siglip2's pair and its image tower, but not its text tower.
+    native_text = read_json(folder / "config.json")["model_type"] == Siglip2TextConfig.model_type
+    model_class = Siglip2TextModel if native_text else AutoModel
+    return model_class.from_pretrained(folder, trust_remote_code=trusted).eval()
 
 
 @torch.no_grad()
-def _compare_images(loaded, model, folder, images, tokens_per_image) -> float:
-    processor = AutoProcessor.from_pretrained(folder)
-    vision_model = getattr(model, "vision_model", model)
+def _compare_images(loaded, model, processor, images, tokens_per_image) -> float:
+    encode = getattr(model, "get_image_features", model)
     patch_size = loaded.model.config.image.patch_size
     theirs = [
-        vision_model(**processor(images=Image.fromarray(image), return_tensors="pt")).pooler_output
+        encode(**processor(images=Image.fromarray(image), return_tensors="pt")).pooler_output
         for image in images
     ]
     packed = PackedImages.pack([cut_patches(image, patch_size, tokens_per_image) for image in images])
@@ -91,22 +98,22 @@ def _compare_images(loaded, model, folder, images, tokens_per_image) -> float:
 
 
 @torch.no_grad()
-def _compare_captions(loaded, model, folder, tower, captions) -> float:
+def _compare_captions(loaded, model, processor, tower, captions) -> float:
+    context_length = loaded.model.config.text.context_length
     if tower == "both":
-        inputs = AutoProcessor.from_pretrained(folder)(text=list(captions), return_tensors="pt")
+        inputs = processor(text=list(captions), return_tensors="pt")
     else:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        settings = {"padding": "max_length", "truncation": True, "max_length": CONTEXT_LENGTH}
-        inputs = tokenizer(list(captions), **settings, return_tensors="pt")
-    ids = loaded.tokenizer.encode(captions, CONTEXT_LENGTH)
+        settings = {"padding": "max_length", "truncation": True, "max_length": context_length}
+        inputs = processor(list(captions), **settings, return_tensors="pt")
+    ids = loaded.tokenizer.encode(captions, context_length)
     masks = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
     for caption, ours, padded, mask in zip(captions, ids, inputs["input_ids"], masks, strict=True):
         theirs = padded[mask.bool()].tolist()
-        if theirs != ours or not bool(mask[-1]):
+        if theirs != ours:
             raise ExportError(f"the exported tokenizer reads {caption!r} as {theirs}, expected {ours}")
-    text_model = getattr(model, "text_model", model)
+    encode = getattr(model, "get_text_features", model)
     packed = Captions.pack(ids, [caption_identity(caption) for caption in captions])
-    return _difference("caption", loaded.model.encode_captions(packed), text_model(**inputs).pooler_output)
+    return _difference("caption", loaded.model.encode_captions(packed), encode(**inputs).pooler_output)
 
 
 def _compare_scalars(loaded, model) -> None:
@@ -129,7 +136,11 @@ def _difference(kind: str, ours: Float[Tensor, "vectors dim"], pooled: Float[Ten
     return float(differences[worst])
 
 
-def _one_column(image: UInt8[np.ndarray, "height width 3"], patch_size: int, tokens_per_image: int) -> bool:
+def _comparable(
+    image: UInt8[np.ndarray, "height width 3"], config: ImageTowerConfig, tokens_per_image: int
+) -> bool:
+    """Whether both towers take an image: not one column wide, and within a table of absolute positions."""
     height, width, _ = image.shape
-    rows, columns = grid_for(height, width, patch_size, tokens_per_image)
-    return rows > 1 and columns == 1
+    rows, columns = grid_for(height, width, config.patch_size, tokens_per_image)
+    reach = config.position.reach
+    return (rows == 1 or columns > 1) and (not reach or max(rows, columns) <= reach)

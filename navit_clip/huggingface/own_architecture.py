@@ -1,0 +1,89 @@
+"""Our configs and weights as those of `modeling_navit_siglip.py`, for models that SigLIP 2 cannot express.
+
+Weights keep their names. A folder holds a copy of that file, which transformers runs where it is trusted to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from navit_clip.huggingface.modeling_navit_siglip import (
+    NavitSiglipConfig,
+    NavitSiglipModel,
+    NavitSiglipTextConfig,
+    NavitSiglipTextModel,
+    NavitSiglipVisionConfig,
+    NavitSiglipVisionModel,
+)
+from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig
+from navit_clip.model.blocks import TransformerConfig
+
+MODEL_TYPE = NavitSiglipConfig.model_type
+
+_TRANSFORMER = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "norm_eps": "layer_norm_eps",
+    "qk_norm": "qk_norm",
+    "biases": "biases",
+}
+_POSITION = {name: f"position_{name}" for name in ("kind", "coordinates", "combination", "table_side")}
+_TEXT = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "causal": "causal",
+    "pooling": "pooling",
+    "alignment": "alignment",
+}
+
+NavitSiglipConfig.register_for_auto_class()
+NavitSiglipVisionConfig.register_for_auto_class()
+NavitSiglipTextConfig.register_for_auto_class()
+for _model_class in (NavitSiglipModel, NavitSiglipVisionModel, NavitSiglipTextModel):
+    _model_class.register_for_auto_class("AutoModel")
+
+
+def own_config(config: ClipConfig, attended_padding: bool, token_ids: dict[str, Any]) -> NavitSiglipConfig:
+    """The transformers config of a model of ours.
+
+    Args:
+        config: of the model.
+        attended_padding: whether captions were trained padded.
+        token_ids: of the tokenizer, such as pad_token_id.
+    """
+    image, text = config.image, config.text
+    vision_config = NavitSiglipVisionConfig(
+        **_renamed(image, _TRANSFORMER), **_renamed(image.position, _POSITION), patch_size=image.patch_size
+    )
+    text_config = NavitSiglipTextConfig(
+        **_renamed(text, _TRANSFORMER),
+        **_renamed(text, _TEXT),
+        **token_ids,
+        projection_size=image.width,
+        attended_padding=attended_padding,
+    )
+    return NavitSiglipConfig(vision_config=vision_config, text_config=text_config)
+
+
+def clip_config(config: NavitSiglipConfig) -> ClipConfig:
+    """The model that `own_config` was made for."""
+    vision: Any = config.vision_config
+    text: Any = config.text_config
+    return ClipConfig(
+        image=ImageTowerConfig(
+            **_restored(vision, _TRANSFORMER),
+            patch_size=vision.patch_size,
+            position=PositionConfig(**_restored(vision, _POSITION)),
+        ),
+        text=TextTowerConfig(**_restored(text, _TRANSFORMER), **_restored(text, _TEXT)),
+    )
+
+
+def _renamed(config: TransformerConfig | PositionConfig, names: dict[str, str]) -> dict[str, Any]:
+    return {theirs: getattr(config, ours) for ours, theirs in names.items()}
+
+
+def _restored(config: Any, names: dict[str, str]) -> dict[str, Any]:
+    return {ours: getattr(config, theirs) for ours, theirs in names.items()}

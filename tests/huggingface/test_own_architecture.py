@@ -1,0 +1,329 @@
+"""Models that SigLIP 2 cannot express, exported with their own modelling file: every kind of position."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import AutoModel
+
+from navit_clip.batch import PackedImages
+from navit_clip.data import image_patches
+from navit_clip.errors import ExportError
+from navit_clip.huggingface.export import main as export
+from navit_clip.huggingface.importing import main as import_model
+from navit_clip.huggingface.modeling_navit_siglip import NavitSiglipModel
+from navit_clip.huggingface.own_architecture import clip_config, own_config
+from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.tokenizer import load_tokenizer, train_tokenizer
+from navit_clip.weights import load_model, save_model
+from tests.data_builders import noise_picture
+from tests.foreign_folders import CAPTIONS, shaken, siglip2_folder
+from tests.packs import noise_captions, noise_images, pack, pack_captions
+
+COORDINATES = ("absolute", "fractional", "fractional_longer")
+POSITIONS = [
+    *(("learned", *choice) for choice in product(COORDINATES, ("sum", "stack", "product"))),
+    *(("sinusoidal", coordinates, "stack") for coordinates in COORDINATES),
+    *((kind, coordinates, "sum") for kind in ("fourier", "rope") for coordinates in COORDINATES),
+    ("learned_2d", "fractional", "sum"),
+    ("grid", "fractional", "sum"),
+]
+ONE_OF_EACH_KIND = [
+    ("learned", "fractional_longer", "stack"),
+    ("sinusoidal", "absolute", "stack"),
+    ("fourier", "fractional", "sum"),
+    ("rope", "fractional_longer", "sum"),
+    ("learned_2d", "fractional", "sum"),
+    ("grid", "fractional", "sum"),
+]
+GRIDS = [(1, 1), (1, 12), (12, 1), (7, 7), (11, 5), (12, 12)]
+LENGTHS = [1, 2, 7, 31, 64]
+TEXTS = [
+    {},
+    {"causal": True, "alignment": "left"},
+    {"pooling": "map"},
+    {"alignment": "left", "context_length": 70, "biases": True},
+]
+
+
+def built(position: tuple[str, str, str], biases: bool = False, vocab_size: int = 600, **text) -> NavitClip:
+    """A small model with QK-norm whose weights are none of its initial zeros and ones."""
+    kind, coordinates, combination = position
+    size = {"depth": 2, "num_heads": 2, "mlp_dim": 40, "qk_norm": True, "biases": biases}
+    table = PositionConfig(
+        kind=kind,  # type: ignore[arg-type]
+        coordinates=coordinates,  # type: ignore[arg-type]
+        combination=combination,  # type: ignore[arg-type]
+        table_side=12,
+    )
+    config = ClipConfig(
+        image=ImageTowerConfig(**size, width=16, patch_size=4, position=table),
+        text=TextTowerConfig(**{**size, **text}, width=24, vocab_size=vocab_size),
+    )
+    model = shaken(NavitClip(config))
+    assert isinstance(model, NavitClip)
+    return model
+
+
+def remote(model: NavitClip, **settings) -> NavitSiglipModel:
+    config = own_config(model.config, attended_padding=False, token_ids={})
+    theirs = NavitSiglipModel._from_config(config, **settings).eval()
+    theirs.load_state_dict(model.state_dict())
+    return theirs
+
+
+def padded_images(images: PackedImages) -> dict[str, torch.Tensor]:
+    rows = (images.patches / 127.5 - 1).split(images.offsets.diff().tolist())
+    return {
+        "pixel_values": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        "pixel_attention_mask": torch.nn.utils.rnn.pad_sequence(
+            [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True
+        ),
+        "spatial_shapes": images.grid.long(),
+    }
+
+
+def padded_captions(captions: list[list[int]], side: str, length: int) -> dict[str, torch.Tensor]:
+    ids, masks = [], []
+    for caption in captions:
+        padding = [0] * (length - len(caption))
+        mask = [1] * len(caption)
+        ids.append([*padding, *caption] if side == "left" else [*caption, *padding])
+        masks.append([*padding, *mask] if side == "left" else [*mask, *padding])
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(masks)}
+
+
+@pytest.mark.parametrize("position", POSITIONS, ids="-".join)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@torch.no_grad()
+def test_every_position_padded_and_packed(position, implementation):
+    model = built(position, biases=implementation == "eager")
+    theirs = remote(model, attn_implementation=implementation)
+    images = pack(noise_images(GRIDS, patch_size=4))
+    expected = model.image(images)
+    padded = theirs.get_image_features(**padded_images(images)).pooler_output
+    torch.testing.assert_close(padded, expected, atol=1e-5, rtol=1e-5)
+    pixels = (images.patches / 127.5 - 1)[None]
+    packed = theirs.get_image_features(pixels, images.grid.long(), cu_seqlens=images.offsets.long())
+    torch.testing.assert_close(packed.pooler_output, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed.last_hidden_state[0], model.image.tokens(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=str)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@torch.no_grad()
+def test_every_text_tower_padded_either_side_and_packed(text, implementation):
+    model = built(ONE_OF_EACH_KIND[0], **text)
+    theirs = remote(model, attn_implementation=implementation)
+    captions = noise_captions(LENGTHS, 600)
+    packed = pack_captions(captions)
+    expected = model.text(packed)
+    length = model.config.text.context_length
+    for side in ("left", "right"):
+        inputs = padded_captions(captions, side, length)
+        torch.testing.assert_close(
+            theirs.get_text_features(**inputs).pooler_output, expected, atol=1e-5, rtol=1e-5
+        )
+    row = theirs.get_text_features(packed.ids.long()[None], cu_seqlens=packed.offsets.long())
+    torch.testing.assert_close(row.pooler_output, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_every_setting_comes_back():
+    model = built(
+        ("rope", "fractional_longer", "sum"), biases=True, causal=True, pooling="map", alignment="left"
+    )
+    config = own_config(model.config, attended_padding=True, token_ids={"pad_token_id": 3})
+    assert clip_config(config) == model.config
+    assert config.text_config.attended_padding
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    model = built(("rope", "fractional", "sum"))
+    images = padded_images(pack(noise_images(GRIDS, patch_size=4)))
+    captions = padded_captions(noise_captions([3, 9, 64, 2, 5, 7], 600), "left", 64)
+    gradients = []
+    for checkpointing in (False, True):
+        theirs = remote(model).train()
+        if checkpointing:
+            theirs.activation_checkpointing_enable()
+        outputs = theirs(**images, **captions, return_loss=True)
+        outputs.loss.backward()
+        gradients.append({name: weight.grad for name, weight in theirs.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_hidden_states_and_attentions_are_given_when_asked_for():
+    theirs = remote(built(("grid", "fractional", "sum")), attn_implementation="eager")
+    images = padded_images(pack(noise_images(GRIDS, patch_size=4)))
+    outputs = theirs.image(**images, output_hidden_states=True, output_attentions=True)
+    longest = images["pixel_values"].shape[1]
+    assert [tuple(state.shape) for state in outputs.hidden_states] == [(6, longest, 16)] * 3
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(6, 2, longest, longest)] * 2
+    as_tuple = theirs.image(**images, return_dict=False)
+    torch.testing.assert_close(as_tuple[1], outputs.pooler_output)
+
+
+@torch.no_grad()
+def test_token_embeddings_can_be_resized(tmp_path):
+    theirs = remote(built(("grid", "fractional", "sum")))
+    captions = padded_captions(noise_captions(LENGTHS, 600), "left", 64)
+    before = theirs.get_text_features(**captions).pooler_output
+    theirs.resize_token_embeddings(640)
+    assert theirs.text.token_embedding.weight.shape == (640, 24)
+    assert theirs.config.text_config.vocab_size == 640
+    torch.testing.assert_close(theirs.get_text_features(**captions).pooler_output, before)
+    theirs.save_pretrained(tmp_path)
+    back = AutoModel.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    torch.testing.assert_close(back.get_text_features(**captions).pooler_output, before)
+
+
+@torch.no_grad()
+def test_bfloat16_stays_close(tmp_path):
+    theirs = remote(built(("fourier", "fractional", "sum")))
+    images = padded_images(pack(noise_images(GRIDS, patch_size=4)))
+    expected = F.normalize(theirs.get_image_features(**images).pooler_output, dim=-1)
+    theirs.save_pretrained(tmp_path)
+    half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16, trust_remote_code=True).eval()
+    vectors = F.normalize(half.get_image_features(**images).pooler_output.float(), dim=-1)
+    assert (vectors * expected).sum(-1).min() > 0.99
+
+
+def test_a_pack_with_wrong_offsets_is_refused():
+    theirs = remote(built(("grid", "fractional", "sum")))
+    with pytest.raises(ValueError, match="cu_seqlens: expected one row of 5 tokens, found 1 of 4"):
+        theirs.get_text_features(torch.ones(1, 4, dtype=torch.long), cu_seqlens=torch.tensor([0, 2, 5]))
+
+
+OPEN_ELSEWHERE = """
+import importlib.abc, json, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("navit_clip", "training", "eval"):
+            raise ImportError(f"{name} is not to be had here")
+
+sys.meta_path.insert(0, Blocker())
+work, *folders = sys.argv[1:]
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, pipeline
+
+captions = json.load(open(f"{work}/captions.json"))
+images = [Image.open(f"{work}/{number}.png") for number in range(4)]
+trusted = {"trust_remote_code": True}
+opened = {}
+for folder in folders:
+    model = AutoModel.from_pretrained(folder, **trusted).eval()
+    processor = AutoProcessor.from_pretrained(folder, **trusted)
+    inputs = processor(text=captions, images=images, return_tensors="pt")
+    assert type(AutoConfig.from_pretrained(folder, **trusted)).__name__ == "NavitSiglipConfig"
+    with torch.no_grad():
+        outputs = model(**inputs)
+        slow = AutoImageProcessor.from_pretrained(folder, backend="pil", **trusted)(images=images, return_tensors="pt")
+        from_slow = model.get_image_features(**slow).pooler_output
+        model.save_pretrained(f"{folder}-again")
+        processor.save_pretrained(f"{folder}-again")
+        again = AutoModel.from_pretrained(f"{folder}-again", **trusted).eval()
+        assert torch.equal(again(**inputs).logits_per_image, outputs.logits_per_image)
+    opened[folder] = {
+        "image": outputs.image_embeds,
+        "slow": torch.nn.functional.normalize(from_slow, dim=-1),
+        "text": outputs.text_embeds,
+    }
+classify = pipeline("zero-shot-image-classification", model=folders[0], **trusted)
+ranked = classify(images[0], candidate_labels=captions[:3], hypothesis_template="{}")
+scores = {entry["label"]: entry["score"] for entry in ranked}
+opened["scores"] = [scores[caption] for caption in captions[:3]]
+torch.save(opened, f"{work}/opened.pt")
+"""
+
+
+@torch.no_grad()
+def test_a_process_without_this_package_gets_our_embeddings(tmp_path):
+    tokenizer = train_tokenizer(CAPTIONS, vocab_size=600)
+    captions = ["A  dog", "two cats in a field", "", "<eos> naïve 日本語"]
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    pictures = [
+        noise_picture(*size, seed) for seed, size in enumerate([(40, 60), (31, 17), (16, 16), (44, 30)])
+    ]
+    encoded = []
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+        encoded.append((tmp_path / f"{number}.png").read_bytes())
+    models, folders = [], []
+    for position in ONE_OF_EACH_KIND:
+        models.append(built(position))
+        save_model(models[-1], tokenizer, tmp_path / position[0])
+        folders.append(str(tmp_path / f"{position[0]}-exported"))
+        arguments = ["--format", "own", "--tokens-per-image", "50"]
+        assert export([str(tmp_path / position[0]), folders[-1], *arguments]) == 0
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-I", "-c", OPEN_ELSEWHERE, tmp_path, *folders]
+    subprocess.run(command, check=True, env=environment)
+    opened = torch.load(tmp_path / "opened.pt")
+    images = PackedImages.pack([image_patches(data, 4, 50) for data in encoded])
+    ids = pack_captions(tokenizer.encode(captions, 64))
+    for model, folder in zip(models, folders, strict=True):
+        of_images = model.encode_images(images)
+        torch.testing.assert_close(opened[folder]["image"], of_images, atol=1e-5, rtol=0)
+        # Pillow's bilinear resize differs from torch's by a grey level here and there.
+        torch.testing.assert_close(opened[folder]["slow"], of_images, atol=2e-2, rtol=0)
+        torch.testing.assert_close(opened[folder]["text"], model.encode_captions(ids), atol=1e-5, rtol=0)
+    image, text = models[0].encode_images(images), models[0].encode_captions(ids)
+    expected = (models[0].logit_scale.exp() * image @ text.T + models[0].logit_bias)[0, :3].sigmoid()
+    torch.testing.assert_close(torch.tensor(opened["scores"]), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_one_tower_leaves_alone_and_its_snippet_runs(tmp_path, tower, monkeypatch, capsys):
+    model = built(("rope", "fractional", "sum"), vocab_size=49408, causal=True, context_length=77)
+    save_model(model, load_tokenizer("open_clip"), tmp_path / "model")
+    export([str(tmp_path / "model"), str(tmp_path / "towers"), "--format", "own", "--tower", tower])
+    card = (tmp_path / "towers" / "README.md").read_text()
+    Image.fromarray(noise_picture(40, 60)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(card.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.startswith(
+        "torch.Size([1, 16])" if tower == "image" else "torch.Size([2, 16])"
+    )
+
+
+def test_what_leaves_comes_in_again(tmp_path, capsys):
+    model = built(("fourier", "fractional_longer", "sum"), vocab_size=49408)
+    save_model(model, load_tokenizer("open_clip"), tmp_path / "model")
+    export([str(tmp_path / "model"), str(tmp_path / "out"), "--format", "own"])
+    assert import_model([str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    back = load_model(tmp_path / "back")
+    assert back.model.config == model.config
+    for name, weight in model.state_dict().items():
+        assert torch.equal(back.model.state_dict()[name], weight)
+    captions = ["A dog's photo", "naïve 日本語", "word " * 90]
+    assert back.tokenizer.encode(captions, 64) == load_tokenizer("open_clip").encode(captions, 64)
+
+
+def test_padded_captions_leave_and_come_back_padded(tmp_path):
+    siglip2_folder(tmp_path / "google")
+    import_model([str(tmp_path / "google"), str(tmp_path / "ours")])
+    export([str(tmp_path / "ours"), str(tmp_path / "out"), "--format", "own"])
+    import_model([str(tmp_path / "out"), str(tmp_path / "back")])
+    ours, back = load_model(tmp_path / "ours"), load_model(tmp_path / "back")
+    assert back.tokenizer.encode(CAPTIONS, 64) == ours.tokenizer.encode(CAPTIONS, 64)
+
+
+def test_the_refusal_of_a_native_export_names_the_other_way(tmp_path):
+    save_model(built(("rope", "fractional", "sum")), train_tokenizer(CAPTIONS, 600), tmp_path / "model")
+    with pytest.raises(ExportError, match="--format own"):
+        export([str(tmp_path / "model"), str(tmp_path / "out")])
+    assert not Path(tmp_path / "out").exists()
