@@ -131,21 +131,20 @@ def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None)
 
 def _import_own(folder: Path, settings: dict[str, Any]) -> ImportedModel:
     """What `navit-clip export --format own` wrote; the code that lies there is not run, ours is."""
-    settings.pop("auto_map", None)
-    config = own_architecture.NavitSiglipConfig.from_dict(settings)
-    theirs = own_architecture.NavitSiglipModel(config)
+    config = own_architecture.clip_config(settings)
+    attended_padding = bool(settings["text_config"].get("attended_padding"))
+    theirs = own_architecture.NavitSiglipModel(own_architecture.own_config(config, attended_padding, {}))
     weights = read_weights(folder, ["model"], allow_pickle=False)
     check_weights(weights, theirs.state_dict(), where=str(folder))
     theirs.load_state_dict(weights)
-    text_config: Any = config.text_config
-    captions = PADDED if text_config.attended_padding else PACKED
+    captions = PADDED if attended_padding else PACKED
     with tempfile.TemporaryDirectory() as alone:
         # Beside a config that names code, transformers reads no tokenizer without running that.
         for path in folder.glob("tokenizer*"):
             shutil.copy(path, alone)
         own_tokenizer = _own_tokenizer(Path(alone))
         tokenizer = _tokenizer(own_tokenizer, Path(alone), captions)
-    loaded = _loaded(own_architecture.clip_config(config), weights, tokenizer, folder)
+    loaded = _loaded(config, weights, tokenizer, folder)
     return ImportedModel(loaded, theirs.eval(), own_tokenizer)
 
 

@@ -5,8 +5,10 @@ Weights keep their names. A folder holds a copy of that file, which transformers
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from navit_clip.errors import CheckpointError, ConfigError
 from navit_clip.huggingface.modeling_navit_siglip import (
     NavitSiglipConfig,
     NavitSiglipModel,
@@ -67,23 +69,36 @@ def own_config(config: ClipConfig, attended_padding: bool, token_ids: dict[str, 
     return NavitSiglipConfig(vision_config=vision_config, text_config=text_config)
 
 
-def clip_config(config: NavitSiglipConfig) -> ClipConfig:
-    """The model that `own_config` was made for."""
-    vision: Any = config.vision_config
-    text: Any = config.text_config
-    return ClipConfig(
-        image=ImageTowerConfig(
-            **_restored(vision, _TRANSFORMER),
-            patch_size=vision.patch_size,
-            position=PositionConfig(**_restored(vision, _POSITION)),
-        ),
-        text=TextTowerConfig(**_restored(text, _TRANSFORMER), **_restored(text, _TEXT)),
-    )
+def clip_config(settings: Mapping[str, Any]) -> ClipConfig:
+    """The model that `own_config` was made for, from the config.json that it was saved as.
+
+    Raises:
+        CheckpointError: settings are missing, or impossible.
+    """
+    vision, text = settings.get("vision_config") or {}, settings.get("text_config") or {}
+    needed = {"vision_config": [*_TRANSFORMER.values(), *_POSITION.values(), "patch_size"]}
+    needed["text_config"] = [*_TRANSFORMER.values(), *_TEXT.values()]
+    found = {"vision_config": vision, "text_config": text}
+    if missing := [
+        f"{part}.{name}" for part, names in needed.items() for name in names if name not in found[part]
+    ]:
+        raise CheckpointError(f"config.json: not whole: there is no {', '.join(missing)}")
+    try:
+        return ClipConfig(
+            image=ImageTowerConfig(
+                **_restored(vision, _TRANSFORMER),
+                patch_size=vision["patch_size"],
+                position=PositionConfig(**_restored(vision, _POSITION)),
+            ),
+            text=TextTowerConfig(**_restored(text, _TRANSFORMER), **_restored(text, _TEXT)),
+        )
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"config.json: not a model of ours: {error}") from error
 
 
 def _renamed(config: TransformerConfig | PositionConfig, names: dict[str, str]) -> dict[str, Any]:
     return {theirs: getattr(config, ours) for ours, theirs in names.items()}
 
 
-def _restored(config: Any, names: dict[str, str]) -> dict[str, Any]:
-    return {ours: getattr(config, theirs) for ours, theirs in names.items()}
+def _restored(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {ours: settings[theirs] for ours, theirs in names.items()}

@@ -103,11 +103,10 @@ def padded_captions(captions: list[list[int]], side: str, length: int) -> dict[s
 
 
 @pytest.mark.parametrize("position", POSITIONS, ids="-".join)
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @torch.no_grad()
-def test_every_position_padded_and_packed(position, implementation):
-    model = built(position, biases=implementation == "eager")
-    theirs = remote(model, attn_implementation=implementation)
+def test_every_position_padded_and_packed(position):
+    model = built(position, biases=position[0] == "rope")
+    theirs = remote(model)
     images = pack(noise_images(GRIDS, patch_size=4))
     expected = model.image(images)
     padded = theirs.get_image_features(**padded_images(images)).pooler_output
@@ -128,7 +127,7 @@ def test_every_text_tower_padded_either_side_and_packed(text, implementation):
     packed = pack_captions(captions)
     expected = model.text(packed)
     length = model.config.text.context_length
-    for side in ("left", "right"):
+    for side in ("left", "right"):  # as tokenizers may pad
         inputs = padded_captions(captions, side, length)
         torch.testing.assert_close(
             theirs.get_text_features(**inputs).pooler_output, expected, atol=1e-5, rtol=1e-5
@@ -142,7 +141,7 @@ def test_every_setting_comes_back():
         ("rope", "fractional_longer", "sum"), biases=True, causal=True, pooling="map", alignment="left"
     )
     config = own_config(model.config, attended_padding=True, token_ids={"pad_token_id": 3})
-    assert clip_config(config) == model.config
+    assert clip_config(json.loads(config.to_json_string(use_diff=False))) == model.config
     assert config.text_config.attended_padding
 
 
@@ -230,7 +229,8 @@ for folder in folders:
     assert type(AutoConfig.from_pretrained(folder, **trusted)).__name__ == "NavitSiglipConfig"
     with torch.no_grad():
         outputs = model(**inputs)
-        slow = AutoImageProcessor.from_pretrained(folder, backend="pil", **trusted)(images=images, return_tensors="pt")
+        slow_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **trusted)
+        slow = slow_processor(images=images, return_tensors="pt")
         from_slow = model.get_image_features(**slow).pooler_output
         model.save_pretrained(f"{folder}-again")
         processor.save_pretrained(f"{folder}-again")
