@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -68,7 +68,6 @@ class NavitClip:
         towers.compute_dtype = dtype
         return cls(towers.to(device), tokenizer, tokens_per_image)
 
-    @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "images dim"]:
         """Unit vectors of pictures of any size and mode, at least one, in the order given.
 
@@ -77,8 +76,13 @@ class NavitClip:
         """
         patch_size = self.towers.config.image.patch_size
         cut = (cut_patches(picture_pixels(image), patch_size, self.tokens_per_image) for image in images)
-        packs = [self.towers.encode_images(pack.to(self._device)).float() for pack in packed(cut)]
-        return torch.cat(packs)
+        return torch.cat(list(self.encode_patches(cut)))
+
+    def encode_patches(self, images: Iterable[Patches]) -> Iterator[Float[Tensor, "images dim"]]:
+        """The same of pictures that were cut already, pack by pack, taken as they come."""
+        for pack in packed(images):
+            with torch.no_grad():
+                yield self.towers.encode_images(pack.to(self._device))
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
@@ -90,7 +94,7 @@ class NavitClip:
             part = texts[start : start + step]
             identity = [caption_identity(text) for text in part]
             captions = Captions.pack(self.tokenizer.encode(part, context_length), identity)
-            vectors.append(self.towers.encode_captions(captions.to(self._device)).float())
+            vectors.append(self.towers.encode_captions(captions.to(self._device)))
         return torch.cat(vectors)
 
     @torch.no_grad()
@@ -105,7 +109,7 @@ class NavitClip:
         return self.towers.logit_scale.device
 
 
-def packed(images: Iterator[Patches]) -> Iterator[PackedImages]:
+def packed(images: Iterable[Patches]) -> Iterator[PackedImages]:
     """Packs in the order given, of at most `TOKEN_BUDGET` tokens or one larger image."""
     waiting: list[Patches] = []
     for image in images:

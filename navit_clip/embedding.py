@@ -1,0 +1,196 @@
+"""`navit-clip embed`: images or captions -> a folder of vectors with keys; and pictures found by a sentence.
+
+Parts are dealt to the ranks, each of which embeds its own from end to end. A part is there when it is whole,
+so the same command goes on where it was stopped, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from navit_clip.batch import Patches
+from navit_clip.contact_sheet import draw_contact_sheet
+from navit_clip.data.faults import Faults
+from navit_clip.data.patches import image_patches
+from navit_clip.distributed import World
+from navit_clip.embedding_sources import CaptionSource, ImageSource
+from navit_clip.errors import ConfigError, DataError, SampleError
+from navit_clip.pretrained import NavitClip
+from navit_clip.vector_files import (
+    Description,
+    Vectors,
+    begin,
+    check_format,
+    missing_parts,
+    read_description,
+    read_vectors,
+    write_part,
+)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Embeds, or searches what was embedded."""
+    arguments = _parser().parse_args(argv)
+    if (arguments.search is None) == (arguments.images is None and arguments.captions is None):
+        raise ConfigError("expected one of --images, --captions and --search")
+    if arguments.search is not None:
+        return _search(arguments)
+    with World.join() as world:
+        _embed(arguments, world)
+    return 0
+
+
+def _embed(arguments: argparse.Namespace, world: World) -> None:
+    for name in ("tokens_per_image", "part_size"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: expected at least 1, found {getattr(arguments, name)}"
+            )
+    check_format(arguments.format)
+    is_images = arguments.images is not None
+    source = (
+        ImageSource(arguments.images)
+        if is_images
+        else CaptionSource(arguments.captions, arguments.caption_key)
+    )
+    model = _open(arguments, world.device)
+    description = Description(
+        model=arguments.model,
+        kind="images" if is_images else "captions",
+        source=list(arguments.images or arguments.captions),
+        caption_key=arguments.caption_key,
+        tokens_per_image=arguments.tokens_per_image,
+        num_items=len(source),
+        part_size=arguments.part_size,
+        dim=model.towers.embedding_dim,
+        format=arguments.format,
+    )
+    if world.is_main:
+        begin(arguments.out, description)
+    world.barrier()
+    faults, num_made = Faults(), 0
+    missing = missing_parts(arguments.out, description)
+    world.barrier()  # every rank has looked before any writes
+    for number in missing[world.rank :: world.size]:
+        start = number * description.part_size
+        items = range(start, min(start + description.part_size, len(source)))
+        if isinstance(source, ImageSource):
+            vectors = embed_images(model, source, items, arguments.num_workers, faults)
+        else:
+            texts = [source[item] for item in items]
+            rows = model.encode_text(texts).cpu().numpy()
+            vectors = Vectors([source.keys[item] for item in items], texts, rows)
+        write_part(arguments.out, number, vectors, description)
+        num_made += len(vectors.keys)
+    reports = world.gather_objects((num_made, faults.summary()))
+    made = sum(number for number, _ in reports)
+    summary = "; ".join(sorted({summary for _, summary in reports}))
+    if not made and len(missing) == description.num_parts:
+        raise DataError(f"not one of {len(source)} items could be used; {summary}")
+    if world.is_main:
+        print(f"{arguments.out}: {made} vectors made, {summary}")
+
+
+def embed_images(
+    model: NavitClip, source: ImageSource, items: Sequence[int], num_workers: int, faults: Faults
+) -> Vectors:
+    """Vectors of the items that can be used; the others are counted by cause."""
+    cut = _CutImages(source, items, model.towers.config.image.patch_size, model.tokens_per_image)
+    keys: list[str] = []
+
+    def good():
+        # A generator of its own: a DataLoader without one draws a seed from the global state.
+        loader = DataLoader(cut, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+        for item, patches in zip(items, loader, strict=True):
+            if isinstance(patches, SampleError):
+                faults.add(source.keys[item], patches)
+            else:
+                keys.append(source.keys[item])
+                yield patches
+
+    vectors = [pack.cpu().numpy() for pack in model.encode_patches(good())]
+    rows = np.concatenate(vectors) if vectors else np.zeros((0, model.towers.embedding_dim), np.float32)
+    return Vectors(keys, [""] * len(keys), rows)
+
+
+class _CutImages(Dataset[Patches | SampleError]):
+    def __init__(self, source: ImageSource, items: Sequence[int], patch_size: int, tokens_per_image: int):
+        self._arguments = (source, items, patch_size, tokens_per_image)
+
+    def __len__(self) -> int:
+        return len(self._arguments[1])
+
+    def __getitem__(self, number: int) -> Patches | SampleError:
+        source, items, patch_size, tokens_per_image = self._arguments
+        try:
+            return image_patches(source[items[number]], patch_size, tokens_per_image)
+        except SampleError as error:
+            return error
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    """Prints what fits a sentence best, and draws the pictures."""
+    if arguments.top < 1:
+        raise ConfigError(f"--top: expected at least 1, found {arguments.top}")
+    description = read_description(arguments.out)
+    vectors = read_vectors(arguments.out)
+    model = _open(arguments, torch.device("cpu"))
+    if model.towers.embedding_dim != description.dim:
+        raise ConfigError(
+            f"{arguments.out}: vectors of {description.dim} values, and {arguments.model} gives "
+            f"{model.towers.embedding_dim}: not of this model"
+        )
+    logits = model.logits(torch.from_numpy(vectors.rows), model.encode_text([arguments.search]))[:, 0]
+    best = logits.topk(min(arguments.top, len(logits)))
+    found = list(zip(best.values.sigmoid().tolist(), best.indices.tolist(), strict=True))
+    for probability, index in found:
+        print(f"{probability:8.4f}  {vectors.keys[index]}  {vectors.captions[index]}".rstrip())
+    if description.kind == "images":
+        source = ImageSource(description.source)
+        places = {key: place for place, key in enumerate(source.keys)}
+        pictures = [
+            (f"{place}. {vectors.keys[index]}", source[places[vectors.keys[index]]])
+            for place, (_, index) in enumerate(found, start=1)
+            if vectors.keys[index] in places
+        ]
+        sheet = arguments.sheet or arguments.out / "search.png"
+        draw_contact_sheet(arguments.search, pictures).save(sheet)
+        print(sheet)
+    return 0
+
+
+def _open(arguments: argparse.Namespace, device: torch.device) -> NavitClip:
+    return NavitClip.from_pretrained(
+        arguments.model,
+        tokens_per_image=arguments.tokens_per_image,
+        device=device,
+        dtype=PRECISIONS[arguments.precision],
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="navit-clip embed", description=__doc__)
+    add = parser.add_argument
+    add("model", help="a run, a model folder, a transformers or open_clip folder, or a name on the hub")
+    add("out", type=Path, help="folder of vectors")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--images", nargs="+", metavar="SOURCE", help="shards, or a folder of images")
+    what.add_argument("--captions", nargs="+", metavar="SOURCE", help="shards, or a text file, one a line")
+    what.add_argument("--search", metavar="TEXT", help="find what fits a sentence among the vectors")
+    add("--caption-key", default="txt", help="where shards have captions: txt or json.KEY (txt)")
+    add("--format", choices=["npy", "parquet"], default="npy", help="of the vectors (npy)")
+    add("--tokens-per-image", type=int, default=256, help="patches of an image at most (256)")
+    add("--part-size", type=int, default=4096, help="items in a file: what an interruption can cost (4096)")
+    add("--num-workers", type=int, default=2, help="decoding processes on each rank (2)")
+    add("--precision", choices=list(PRECISIONS), default="fp32", help="of products and attention (fp32)")
+    add("--top", type=int, default=24, help="how many --search shows (24)")
+    add("--sheet", type=Path, help="picture that --search draws (OUT/search.png)")
+    return parser

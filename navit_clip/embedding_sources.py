@@ -1,0 +1,105 @@
+"""What is embedded, by number: encoded images of shards or a folder, captions of shards or a text file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from navit_clip.data.faults import Faults
+from navit_clip.data.samples import IMAGE_EXTENSIONS, read_sample, read_samples
+from navit_clip.data.shards import find_shards
+from navit_clip.data.tar_index import OpenShards
+from navit_clip.errors import DataError, SampleError
+
+
+class ImageSource:
+    """Encoded images; picklable, since worker processes read from it.
+
+    Args:
+        source: a folder that holds images, at any depth; or patterns of shards.
+
+    Raises:
+        DataError: nothing is there.
+    """
+
+    def __init__(self, source: Sequence[str]):
+        self._source = source
+        self._files = _image_files(source)
+        self._shards = [] if self._files else find_shards(source)
+        self._open = OpenShards(self._shards)
+        self._places: list[tuple[int, int]] = []
+        self.keys: list[str] = [key for key, _ in self._files]
+        for number in range(len(self._shards)):
+            shard = self._open[number]
+            self._places += [(number, index) for index in range(len(shard))]
+            self.keys += [shard.key(index) for index in range(len(shard))]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Open files do not cross into worker processes; each opens its own.
+        return (ImageSource, (self._source,))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int, /) -> bytes:
+        """Raises SampleError where this one cannot be read."""
+        if self._files:
+            key, path = self._files[index]
+            try:
+                return path.read_bytes()
+            except OSError as error:
+                raise SampleError("unreadable file", f"{key}: {error.strerror}") from error
+        number, place = self._places[index]
+        return read_sample(self._open[number], place, caption_key=None, labels=False).image
+
+
+class CaptionSource:
+    """Captions, all of them held in memory.
+
+    Args:
+        source: one text file with a caption a line, or patterns of shards.
+        caption_key: where shards have captions.
+
+    Raises:
+        DataError: nothing is there.
+    """
+
+    def __init__(self, source: Sequence[str], caption_key: str):
+        self.keys: list[str] = []
+        self._captions: list[str] = []
+        first = Path(source[0])
+        if len(source) == 1 and first.is_file() and first.suffix != ".tar":
+            self._read_lines(first)
+            return
+        for sample in read_samples(source, caption_key, faults=Faults()):
+            for number, caption in enumerate(sample.captions):
+                self.keys.append(f"{sample.key}#{number}")
+                self._captions.append(caption)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int, /) -> str:
+        return self._captions[index]
+
+    def _read_lines(self, path: Path) -> None:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not readable as text: {error}") from error
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                self.keys.append(str(number))
+                self._captions.append(line.strip())
+        if not self.keys:
+            raise DataError(f"{path}: there is no caption in it")
+
+
+def _image_files(source: Sequence[str]) -> list[tuple[str, Path]]:
+    """Keys and paths, where the source is a folder with images in it."""
+    folder = Path(source[0])
+    if len(source) > 1 or not folder.is_dir():
+        return []
+    files = (path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
+    return sorted((path.relative_to(folder).as_posix(), path) for path in files)

@@ -1,0 +1,175 @@
+"""Vectors on disk, in parts that are whole or not there, with the key of each.
+
+FOLDER/vectors.json             what they were made from; a part of another making is never mixed in
+FOLDER/part-00000.npy           float32 [rows, dim], and part-00000.json beside it: keys and captions
+FOLDER/part-00000.parquet       the same in one file, where Parquet was asked for: key, caption, vector
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from navit_clip.errors import CheckpointError, ConfigError
+
+DESCRIPTION = "vectors.json"
+FileFormat = Literal["npy", "parquet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What vectors were made from."""
+
+    model: str
+    """A run, checkpoint or model folder, or a name on the hub."""
+    kind: Literal["images", "captions"]
+    """What a vector stands for."""
+    source: list[str]
+    """Shards, a folder of images or a text file."""
+    caption_key: str
+    """Where shards have captions."""
+    tokens_per_image: int
+    """Patches of an image at most."""
+    num_items: int
+    """Items in the source, those that turn out to be bad among them."""
+    part_size: int
+    """Items in a part."""
+    dim: int
+    """Length of a vector."""
+    format: FileFormat
+    """Of the parts."""
+
+    @property
+    def num_parts(self) -> int:
+        return -(-self.num_items // self.part_size)
+
+
+class Vectors(NamedTuple):
+    """Rows with their keys."""
+
+    keys: list[str]
+    captions: list[str]
+    """What each vector of a caption says; empty strings for images."""
+    rows: Float32[np.ndarray, "rows dim"]
+
+
+def begin(folder: Path, description: Description) -> None:
+    """Makes the folder, or goes on in one that was begun alike.
+
+    Raises:
+        ConfigError: what is there was made from something else; says what differs.
+    """
+    path = folder / DESCRIPTION
+    if path.exists():
+        found, expected = asdict(read_description(folder)), asdict(description)
+        if differences := [
+            f"{name} is {found[name]} there" for name in found if found[name] != expected[name]
+        ]:
+            raise ConfigError(
+                f"{folder}: vectors of another making: {'; '.join(differences)}; choose another folder"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder}: expected a folder of vectors to go on with, or nothing, found something else"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> Description:
+    """What the vectors of a folder were made from.
+
+    Raises:
+        CheckpointError: it is not a folder of vectors.
+    """
+    try:
+        return Description(**json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}: not a folder of vectors: no readable {DESCRIPTION}: {error}"
+        ) from error
+
+
+def missing_parts(folder: Path, description: Description) -> list[int]:
+    """Numbers of the parts that are yet to be made."""
+    return [
+        number for number in range(description.num_parts) if not _path(folder, number, description).exists()
+    ]
+
+
+def write_part(folder: Path, number: int, vectors: Vectors, description: Description) -> None:
+    """Writes a part; its last rename makes it whole."""
+    path = _path(folder, number, description)
+    partial = path.with_name(f".{path.name}")
+    if description.format == "parquet":
+        _write_parquet(partial, vectors)
+    else:
+        names = {"keys": vectors.keys, "captions": vectors.captions}
+        path.with_suffix(".json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
+        with partial.open("wb") as file:
+            np.save(file, vectors.rows)
+    partial.rename(path)
+
+
+def read_vectors(folder: Path) -> Vectors:
+    """All parts, in order.
+
+    Raises:
+        CheckpointError: parts are missing.
+    """
+    description = read_description(folder)
+    if missing := missing_parts(folder, description):
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {description.num_parts} parts are missing; embed again to go on"
+        )
+    read = _read_parquet if description.format == "parquet" else _read_npy
+    parts = [read(_path(folder, number, description)) for number in range(description.num_parts)]
+    keys, captions, rows = zip(*parts, strict=True)
+    return Vectors(list(chain(*keys)), list(chain(*captions)), np.concatenate(rows))
+
+
+def check_format(name: FileFormat) -> None:
+    """Raises ConfigError where Parquet is asked for and pyarrow is not there."""
+    if name == "parquet":
+        _pyarrow()
+
+
+def _path(folder: Path, number: int, description: Description) -> Path:
+    return folder / f"part-{number:05d}.{description.format}"
+
+
+def _read_npy(path: Path) -> Vectors:
+    names = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return Vectors(names["keys"], names["captions"], np.load(path, allow_pickle=False))
+
+
+def _write_parquet(path: Path, vectors: Vectors) -> None:
+    arrow, parquet = _pyarrow()
+    rows = arrow.FixedSizeListArray.from_arrays(vectors.rows.reshape(-1), vectors.rows.shape[1])
+    parquet.write_table(arrow.table({"key": vectors.keys, "caption": vectors.captions, "vector": rows}), path)
+
+
+def _read_parquet(path: Path) -> Vectors:
+    _, parquet = _pyarrow()
+    table = parquet.read_table(path)
+    column = table["vector"].combine_chunks()
+    rows = column.flatten().to_numpy().reshape(len(column), -1)
+    return Vectors(table["key"].to_pylist(), table["caption"].to_pylist(), rows)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError(
+            "--format parquet: needs pyarrow: pip install 'navit-clip[parquet]', or use npy"
+        ) from None
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,147 @@
+"""`navit-clip embed`: vectors of images and captions in files, and pictures found by a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from navit_clip.cli import main as command
+from navit_clip.data.patches import image_patches
+from navit_clip.embedding import _embed, _parser, main
+from navit_clip.errors import CheckpointError, ConfigError, DataError
+from navit_clip.pretrained import NavitClip
+from navit_clip.vector_files import read_vectors
+from navit_clip.weights import save_model
+from tests.data_builders import encode_image, noise_picture, pair, small_tokenizer, write_pairs, write_shard
+from tests.huggingface.test_export import trained
+from tests.ranks import on_ranks
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_model(trained(), small_tokenizer(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> list[str]:
+    """Nine good samples, then a broken image."""
+    folder = tmp_path_factory.mktemp("shards")
+    broken = {"__key__": "broken", "png": b"not a picture", "txt": "a broken one"}
+    write_shard(folder / "last.tar", [broken, pair("good", 8)])
+    return [*write_pairs(folder, [5, 3]), str(folder / "last.tar")]
+
+
+def flags(*more: str) -> list[str]:
+    return ["--tokens-per-image", "30", "--num-workers", "0", "--part-size", "4", *more]
+
+
+@pytest.mark.parametrize("form", ["npy", "parquet"])
+def test_images_of_shards(model, shards, tmp_path, form, capsys):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    out = tmp_path / "vectors"
+    assert command(["embed", str(model), str(out), "--images", *shards, *flags("--format", form)]) == 0
+    assert "9 vectors made, 1 skipped: undecodable image: 1" in capsys.readouterr().out
+    vectors = read_vectors(out)
+    assert vectors.keys[:2] == ["shard-000/sample00000", "shard-000/sample00001"]
+    assert "last/good" in vectors.keys
+    assert "last/broken" not in vectors.keys
+    towers = NavitClip.from_pretrained(model, tokens_per_image=30)
+    cut = [image_patches(encode_image(noise_picture(32, 32, seed=0)), 4, 30)]
+    expected = torch.cat(list(towers.encode_patches(cut)))
+    np.testing.assert_allclose(vectors.rows[:1], expected.numpy(), atol=1e-6)
+    assert len(list(out.glob(f"part-*.{form}"))) == 3
+
+
+def test_an_interrupted_embedding_goes_on(model, shards, tmp_path, capsys):
+    arguments = [str(model), str(tmp_path / "vectors"), "--images", *shards, *flags()]
+    main(arguments)
+    whole = read_vectors(tmp_path / "vectors")
+    (tmp_path / "vectors" / "part-00001.npy").unlink()
+    with pytest.raises(CheckpointError, match="1 of 3 parts are missing"):
+        read_vectors(tmp_path / "vectors")
+    kept = (tmp_path / "vectors" / "part-00000.npy").stat().st_mtime_ns
+    capsys.readouterr()
+    main(arguments)
+    assert "4 vectors made" in capsys.readouterr().out
+    again = read_vectors(tmp_path / "vectors")
+    assert again.keys == whole.keys
+    np.testing.assert_array_equal(again.rows, whole.rows)
+    assert (tmp_path / "vectors" / "part-00000.npy").stat().st_mtime_ns == kept
+    with pytest.raises(ConfigError, match="tokens_per_image is 30 there"):
+        main([*arguments, "--tokens-per-image", "40"])
+
+
+def embed_on_rank(world, arguments: list[str]) -> None:
+    _embed(_parser().parse_args(arguments), world)
+
+
+def test_ranks_share_the_parts(model, shards, tmp_path):
+    main([str(model), str(tmp_path / "one"), "--images", *shards, *flags()])
+    on_ranks(2, embed_on_rank, [str(model), str(tmp_path / "two"), "--images", *shards, *flags()])
+    one, two = read_vectors(tmp_path / "one"), read_vectors(tmp_path / "two")
+    assert two.keys == one.keys
+    np.testing.assert_array_equal(two.rows, one.rows)
+
+
+def test_captions_of_shards_and_of_a_text_file(model, shards, tmp_path):
+    main([str(model), str(tmp_path / "a"), "--captions", *shards[:2], *flags()])
+    of_shards = read_vectors(tmp_path / "a")
+    assert of_shards.keys[0] == "shard-000/sample00000#0"
+    assert of_shards.captions[3] == "picture number 3"
+    (tmp_path / "captions.txt").write_text("picture number 3\n\npicture number 4\n")
+    main([str(model), str(tmp_path / "b"), "--captions", str(tmp_path / "captions.txt"), *flags()])
+    of_file = read_vectors(tmp_path / "b")
+    assert of_file.keys == ["1", "3"]
+    np.testing.assert_allclose(of_file.rows[0], of_shards.rows[3], atol=1e-6)
+
+
+def test_search_ranks_as_the_model_does_and_draws_a_sheet(model, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(8):
+        Image.fromarray(noise_picture(30, 20 + 9 * number, seed=number)).save(pictures / f"{number}.png")
+    main([str(model), str(tmp_path / "vectors"), "--images", str(pictures), *flags()])
+    capsys.readouterr()
+    search = ["--search", "picture number 3", "--top", "3", "--tokens-per-image", "30"]
+    assert main([str(model), str(tmp_path / "vectors"), *search]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    towers = NavitClip.from_pretrained(model, tokens_per_image=30)
+    vectors = read_vectors(tmp_path / "vectors")
+    logits = towers.logits(torch.from_numpy(vectors.rows), towers.encode_text(["picture number 3"]))[:, 0]
+    best = [vectors.keys[index] for index in logits.argsort(descending=True)[:3].tolist()]
+    assert [line.split()[1] for line in printed[:3]] == best
+    with Image.open(tmp_path / "vectors" / "search.png") as sheet:
+        assert sheet.size == (12 + 3 * 204, 2 * 12 + 20 + 192 + 20 + 12)
+
+
+def test_what_cannot_be_embedded_is_said(model, shards, tmp_path):
+    with pytest.raises(ConfigError, match="one of --images, --captions and --search"):
+        main([str(model), str(tmp_path / "out")])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="found something else"):
+        main([str(model), str(tmp_path / "full"), "--images", *shards, *flags()])
+    with pytest.raises(CheckpointError, match="not a folder of vectors"):
+        main([str(model), str(tmp_path / "full"), "--search", "a dog"])
+    with pytest.raises(DataError, match="no shard"):
+        main([str(model), str(tmp_path / "out"), "--images", str(tmp_path / "gone-*.tar"), *flags()])
+    with pytest.raises(ConfigError, match="--part-size"):
+        main([str(model), str(tmp_path / "out"), "--images", *shards, "--part-size", "0"])
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"not one of 1 items could be used; 1 skipped"):
+        main([str(model), str(tmp_path / "none"), "--images", str(tmp_path / "broken"), *flags()])
+
+
+def test_a_description_that_is_not_one(model, tmp_path):
+    (tmp_path / "vectors.json").write_text(json.dumps({"model": 3}))
+    with pytest.raises(CheckpointError, match="not a folder of vectors"):
+        main([str(model), str(tmp_path), "--search", "a dog"])
