@@ -138,6 +138,7 @@ def drop_rates() -> Figure:
     schedule.set(
         title="schedule", xlabel="images seen, % of the run", ylabel="rate, or mean rate", ylim=(0, 1.2)
     )
+    schedule.set_yticks(np.linspace(0, 1, 6))
     schedule.legend(frameon=False, loc="upper left")
     return figure
 

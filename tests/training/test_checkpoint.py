@@ -23,6 +23,7 @@ from training.train import run_training
 
 CHECKPOINT = CheckpointConfig(every=2, keep=0)
 EXACT = ("loss", "gradient_norm", "logit_scale", "logit_bias", "learning_rate", "pairs", "epoch")
+EXACT += ("fill", "images_per_batch", "text_tokens_per_batch", "packing_wait")
 
 
 def rows(run: Path) -> list[dict]:
