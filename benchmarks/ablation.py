@@ -206,7 +206,7 @@ def table(outcomes: list[Outcome]) -> str:
     """A row for each variant, in Markdown: means over seeds, and their standard deviations."""
     lines = [
         "| variant | seeds | pairs | tokens an image | top-1 at 36 tokens | mean over 9 to 144 | best "
-        "| compute to the baseline's quality |",
+        "| share of the compute to the baseline's final score |",
         "|---|---|---|---|---|---|---|---|",
     ]
     baseline = [outcome for outcome in outcomes if outcome.variant == "vit"]
@@ -232,7 +232,7 @@ def spread(shares: list[float]) -> str:
 
 def reaching(runs: list[Outcome], baseline: list[Outcome]) -> str:
     """The share of the operations at which the mean curve first has the baseline's final score."""
-    if not baseline:
+    if not baseline or runs == baseline:
         return ""
     goal = statistics.mean(outcome.curve[-1] for outcome in baseline)
     shares, scores = mean_curve(runs)
@@ -242,7 +242,7 @@ def reaching(runs: list[Outcome], baseline: list[Outcome]) -> str:
 
 def mean_curve(runs: list[Outcome]) -> tuple[np.ndarray, np.ndarray]:
     """Shares of all operations, and the mean score of the runs there."""
-    shares = np.linspace(0, 1, 101)[10:]
+    shares = np.linspace(1 / SCORINGS, 1, 81)
     curves = [np.interp(shares * run.operations[-1], run.operations, run.curve) for run in runs]
     return shares, np.mean(curves, axis=0)
 

@@ -31,8 +31,8 @@ class RateSchedule:
     midpoint_images: int
     """Images seen, over all ranks, when the rate is half way."""
     timescale_images: int
-    """Images over which it moves, about a quarter of the way each side; below 0 the rate falls, which
-    NaViT finds the better."""
+    """Images that it takes from half way to three quarters, about; below 0 the rate falls, which NaViT finds
+    the better."""
 
     def __post_init__(self):
         if not 0 <= self.min_rate <= self.max_rate < 1:
@@ -41,7 +41,9 @@ class RateSchedule:
                 f"found {self.min_rate} and max_rate {self.max_rate}"
             )
         if self.timescale_images == 0:
-            raise ConfigError("timescale_images: expected a number of images, or minus one to fall, found 0")
+            raise ConfigError(
+                "timescale_images: expected images, above 0 for a rate that rises, below for a falling one"
+            )
 
     def rate(self, images_seen: float) -> float:
         """The rate after so many images."""

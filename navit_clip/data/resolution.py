@@ -59,7 +59,8 @@ class ResolutionConfig:
     patches: list[int] = field(default_factory=list)
     """Patches: the numbers to choose from, each as likely."""
     same_in_batch: bool = False
-    """Patches: a batch holds images of one number alone, as SigLIP 2's NaFlex trains."""
+    """Patches: a batch holds images of one number alone, as SigLIP 2's NaFlex trains; each number has a
+    waiting line of its own."""
     shape: Literal["own", "square"] = "own"
     """own: the image's aspect ratio; square: distorted to a square, as ViT has it."""
     upscale: bool = True

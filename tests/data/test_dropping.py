@@ -139,7 +139,7 @@ def test_impossible_settings_are_named(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"timescale_images": 0}, "timescale_images: expected a number of images"),
+        ({"timescale_images": 0}, "timescale_images: expected images, above 0"),
         ({"min_rate": 0.8, "max_rate": 0.2}, "min_rate: expected 0 <= min_rate <= max_rate < 1"),
         ({"max_rate": 1.0}, "min_rate: expected 0 <= min_rate <= max_rate < 1"),
         ({"min_rate": -0.2}, "min_rate: expected 0 <= min_rate <= max_rate < 1"),
@@ -155,5 +155,5 @@ def test_a_schedule_is_built_from_plain_data():
     assert build_config(DropConfig, tree, where="here").schedule == FALLING
     with pytest.raises(ConfigError, match=r"here: schedule\.midpoint_images: required"):
         build_config(DropConfig, {"schedule": {"timescale_images": 5}}, where="here")
-    with pytest.raises(ConfigError, match=r"here: schedule\.timescale_images: expected a number"):
+    with pytest.raises(ConfigError, match=r"here: schedule\.timescale_images: expected images"):
         build_config(DropConfig, {"schedule": {"midpoint_images": 1, "timescale_images": 0}}, where="here")
