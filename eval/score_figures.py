@@ -45,13 +45,13 @@ def draw_reliability(title: str, records: Mapping[str, Mapping[str, Any]]) -> Dr
 def draw_cost(title: str, points: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     """acc1 over tokens per image and over measured time, with intervals and the cascades' front."""
     return [
-        _draw_cost(f"{title}: accuracy over tokens", "tokens per image, mean", points, "mean_tokens", 1),
+        _draw_cost(f"{title}: accuracy over tokens", "tokens per image, mean", points, "mean_tokens", 1.0),
         _draw_cost(
             f"{title}: accuracy over time",
             "image tower, milliseconds per image, measured",
             points,
             "seconds_per_image",
-            1000,
+            1000.0,
         ),
     ]
 

@@ -54,6 +54,23 @@ def test_hand_worked_metrics():
         assert low <= metrics[name] <= high or name == "ece"  # resampling moves a gap's size upwards
 
 
+def test_recall_and_accuracies_are_torchmetrics():
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 7
+    logits = torch.randn(300, 7, generator=generator) + F.one_hot(labels, 7)
+    seven = ClassSpace.plain([str(number) for number in range(7)])
+    metrics, _ = classification_metrics(classify_scores(logits, seven, each(labels)), seven, labels.numpy())
+    kind = {"num_classes": 7}
+    theirs = {
+        "acc1": torchmetrics.multiclass_accuracy(logits, labels, **kind, average="micro"),
+        "acc5": torchmetrics.multiclass_accuracy(logits, labels, **kind, average="micro", top_k=5),
+        "mean_per_class_recall": torchmetrics.multiclass_recall(logits, labels, **kind, average="macro"),
+    }
+    for name, value in theirs.items():
+        assert metrics[name] == pytest.approx(value.item(), abs=1e-6)
+
+
 def test_confidence_and_likelihood_by_hand():
     scores = torch.tensor([[0.0, math.log(3.0)], [math.log(4.0), 0.0]])
     outcomes = classify_scores(scores, ClassSpace.plain(["a", "b"]), [(0,), (0,)])
