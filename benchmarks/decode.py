@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def main() -> None:
     sides = random.integers(SIDES.min_side, SIDES.max_side, len(images), endpoint=True).tolist()
     print(f"{len(images)} images, {sum(map(len, images)) / len(images) / 1000:.1f} kB in the mean")
 
-    transform = image_transform(FIXED_SIDE, is_train=True)
+    transform: Any = image_transform(FIXED_SIDE, is_train=True)
     paths: dict[str, Callable[[bytes, int], object]] = {
         "open_clip": lambda data, side: transform(  # pyright: ignore[reportCallIssue]
             Image.open(io.BytesIO(data)).convert("RGB")

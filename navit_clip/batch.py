@@ -38,6 +38,8 @@ class Sample:
     """Names the sample within the whole data set: shard name and sample name. Seeds its random draws."""
     image: bytes
     captions: tuple[str, ...] = ()
+    chances: tuple[float, ...] = ()
+    """Of each caption to be drawn; none where all are alike."""
     label: int | None = None
 
 

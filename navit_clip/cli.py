@@ -15,6 +15,7 @@ COMMANDS = {
     "export": ("navit_clip.huggingface.export", "a trained model as a plain transformers folder"),
     "import": ("navit_clip.huggingface.importing", "SigLIP 2, SigLIP or open_clip weights as a model folder"),
     "embed": ("navit_clip.embedding", "vectors of images and captions in files; find pictures by a sentence"),
+    "shards": ("navit_clip.shards.command", "build, inspect or validate shards"),
     "tokenizer": ("navit_clip.tokenizer_training", "train a tokenizer on the captions of shards"),
     "report": ("eval.report", "one HTML page of a run: curves, scores, pictures"),
 }

@@ -29,8 +29,16 @@ Config = TypeVar("Config")
 INCLUDE = "from"
 
 
-def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    schema: type[Config], path: str | Path, overrides: Sequence[str] = (), section: str = ""
+) -> Config:
     """Reads a YAML file, applies `dotted.key=value` overrides, and builds the dataclass `schema`.
+
+    Args:
+        schema: what to build.
+        path: the file.
+        overrides: settings that replace the file's.
+        section: the file's key that holds the settings of `schema`; without one, the whole file does.
 
     Raises:
         ConfigError: the file is missing or not YAML; a key is unknown; a value has the wrong type
@@ -40,6 +48,8 @@ def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str]
     where = f"{path} and the command line" if overrides else str(path)
     for override in overrides:
         tree = _merge(tree, _parse_override(override))
+    if section:
+        tree = tree.get(section, {})
     return build_config(schema, tree, where)
 
 

@@ -26,10 +26,14 @@ def seed_of(*words: str | int) -> int:
 
 
 def draw_text(
-    captions: tuple[str, ...], templates: tuple[str, ...], random: np.random.Generator
+    captions: tuple[str, ...],
+    chances: tuple[float, ...],
+    templates: tuple[str, ...],
+    random: np.random.Generator,
 ) -> tuple[str, str]:
-    """A caption, and the same put into a template."""
-    caption = captions[random.integers(len(captions))]
+    """A caption, by their chances where there are any, and the same put into a template."""
+    number = random.choice(len(captions), p=chances) if chances else random.integers(len(captions))
+    caption = captions[number]
     template = templates[random.integers(len(templates))]
     return caption, fill_template(template, caption)
 

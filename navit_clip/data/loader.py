@@ -76,7 +76,7 @@ class TrainLoader:
     ):
         config.check_budget(patch_size, context_length)
         self._config = config
-        self._shards = find_shards(config.shards)
+        self._shards = find_shards(config.shards, config.remote)
         self._stream_arguments = (tokenizer, patch_size, context_length, seed)
         num_workers = max(1, config.num_workers)
         self._num_streams = world_size * num_workers

@@ -20,15 +20,16 @@ from navit_clip.data.augmentation import AugmentationConfig
 from navit_clip.data.draws import check_template, draw_text, sample_random, seed_of
 from navit_clip.data.dropping import DropConfig, draw_kept, num_kept
 from navit_clip.data.faults import Faults
-from navit_clip.data.images import EncodedImage
+from navit_clip.data.images import MAX_PIXELS, EncodedImage
 from navit_clip.data.order import BlockOrder, Place, Walk, WalkState, first_walk
 from navit_clip.data.packing import Cut, Packer
 from navit_clip.data.pairs import Pair, batch_of
 from navit_clip.data.patches import cut_grid, thin
+from navit_clip.data.remote import RemoteConfig
 from navit_clip.data.resolution import ResolutionConfig
 from navit_clip.data.samples import check_caption_key, read_sample
 from navit_clip.data.shards import Shard
-from navit_clip.data.tar_index import OpenShards
+from navit_clip.data.tar_index import MAX_BYTES, OpenShards
 from navit_clip.errors import ConfigError, DataError, SampleError
 from navit_clip.tokenizer import Tokenizer
 
@@ -40,7 +41,9 @@ class DataConfig:
     shards: list[str]
     """Patterns of tar files: paths, braces, globs, folders."""
     caption_key: str = "txt"
-    """Where captions are: "txt" (one a line) or "json.KEY" (a string or a list of strings)."""
+    """Where captions are: "txt" (one a line) or "json.KEY" (a string, or several in a list or a mapping)."""
+    other_captions: dict[str, float] = field(default_factory=dict)
+    """Further such places, each with its chance to be drawn from, where that of caption_key is 1."""
     templates: list[str] = field(default_factory=lambda: ["{}"])
     """Each drawn caption is put into one of these, drawn too, where it has {}."""
     resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
@@ -65,15 +68,28 @@ class DataConfig:
     """Pieces of consecutive samples that a shard is cut into, to be dealt and shuffled."""
     shuffle_window: int = 8
     """Blocks that a worker draws samples from at a time."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of an image that is decoded; what has more is a bad sample."""
+    max_bytes: int = MAX_BYTES
+    """Most bytes of a sample's file that is read; what has more is a bad sample."""
     max_consecutive_faults: int = 1000
     """Bad samples in a row after which a worker gives up."""
     num_workers: int = 2
     """Processes a rank that read, decode and pack; 0 does it in the training process."""
     prefetch: int = 2
     """Batches that each worker process has ready in advance."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How shards are fetched that are not on this machine."""
 
     def __post_init__(self):
         check_caption_key(self.caption_key)
+        for key, chance in self.other_captions.items():
+            check_caption_key(key)
+            if not chance > 0 or key == self.caption_key:
+                raise ConfigError(
+                    "other_captions: expected keys beside caption_key with chances above 0, "
+                    f"found {key}: {chance}"
+                )
         for template in self.templates:
             check_template(template)
         if not self.templates:
@@ -81,6 +97,7 @@ class DataConfig:
         least = {"tokens_per_batch": 1, "lookahead": 1, "blocks_per_shard": 1, "shuffle_window": 1}
         least |= {"max_consecutive_faults": 1, "num_workers": 0, "prefetch": 1}
         least |= {"max_images": 0, "max_text_tokens": 0, "images_per_epoch": 0}
+        least |= {"max_pixels": 1, "max_bytes": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ConfigError(f"{name}: expected at least {smallest}, found {getattr(self, name)}")
@@ -261,12 +278,18 @@ class Stream:
         config, patch_size = self._config, self._patch_size
         # By its block's place in the sequence of all, not by a count: alike on all ranks and workers.
         images_seen = config.images_per_epoch * place.position / self._num_blocks
-        sample = read_sample(self._shards[place.shard], place.entry, config.caption_key, labels=False)
+        sample = read_sample(
+            self._shards[place.shard],
+            place.entry,
+            config.caption_key,
+            other_captions=config.other_captions,
+            max_bytes=config.max_bytes,
+        )
         random = sample_random(self._seed, place.epoch, sample.key)
-        caption, text = draw_text(sample.captions, tuple(config.templates), random)
+        caption, text = draw_text(sample.captions, sample.chances, tuple(config.templates), random)
         num_tokens = config.resolution.draw_tokens(random, images_seen, patch_size)
         view = config.augmentation.draw_view(random)
-        encoded = EncodedImage(sample.image)
+        encoded = EncodedImage(sample.image, config.max_pixels)
         size = view.size(encoded.height, encoded.width)
         rows, columns = config.resolution.grid(*size, patch_size, num_tokens)
         rate = config.drop.draw_rate(random, images_seen, config.length_share(rows * columns, patch_size))

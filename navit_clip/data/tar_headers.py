@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(_BLOCK)
@@ -76,7 +76,7 @@ def read_headers(file: BinaryIO, size: int) -> tuple[list[FileInTar], TarFault |
     return files, None
 
 
-def _next_file(file: BinaryIO, tar: tarfile.TarFile, offset: int, size: int) -> tuple[FileInTar | None, int]:
+def _next_file(file: BinaryIO, tar: Any, offset: int, size: int) -> tuple[FileInTar | None, int]:
     """What the header at an offset says, or None where there is no further one, and where the next begins."""
     # A global header may say anything about all files after it.
     if not tar.pax_headers:

@@ -21,6 +21,8 @@ from navit_clip.data.shards import Shard
 from navit_clip.data.tar_headers import read_headers
 from navit_clip.errors import DataError, SampleError
 
+MAX_BYTES = 100_000_000
+"""Of one member; images of more are rare, and rarely meant."""
 MAX_OPEN_FILES = 256
 MAX_OPEN_ENTRIES = 200_000
 """About a hundred megabytes of index."""
@@ -53,7 +55,7 @@ class OpenShard:
     def __init__(self, shard: Shard):
         self.shard = shard
         try:
-            with open(shard.path, "rb") as file:
+            with shard.open() as file:
                 self._entries = _index(file)
                 self._descriptor = os.dup(file.fileno())
         except OSError as error:
@@ -67,17 +69,22 @@ class OpenShard:
         """The sample's name within the whole data set."""
         return f"{self.shard.name}/{self._entries[index].key}"
 
-    def read(self, index: int, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    def read(self, index: int, wanted: Callable[[str], bool], max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
         """The contents of a sample's members, by lower-case extension, of the extensions that are wanted.
 
         Raises:
-            SampleError: the entry stands for a fault, or the file is now shorter than its index says.
+            SampleError: the entry stands for a fault, a member has more bytes than `max_bytes`, or the file
+                is now shorter than its index says.
         """
         entry = self._entries[index]
         if entry.fault is not None:
             cause, detail = entry.fault
             raise SampleError(cause, f"{self.key(index)}: {detail}")
-        members = (member for member in entry.members if wanted(member.extension))
+        members = [member for member in entry.members if wanted(member.extension)]
+        for member in members:
+            if member.size > max_bytes:
+                detail = f"{self.key(index)}: {member.extension} has {member.size} bytes, over {max_bytes}"
+                raise SampleError("too many bytes", detail)
         return {member.extension: self._read(member, index) for member in members}
 
     def _read(self, member: Member, index: int) -> bytes:

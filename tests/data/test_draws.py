@@ -25,7 +25,7 @@ def test_seed_epoch_and_key_each_matter():
 
 def test_captions_and_templates_are_drawn_independently():
     captions, templates = ("a", "b"), ("{}", "a photo of {}")
-    drawn = [draw_text(captions, templates, sample_random(0, 0, str(key))) for key in range(400)]
+    drawn = [draw_text(captions, (), templates, sample_random(0, 0, str(key))) for key in range(400)]
     assert {(caption, text) for caption, text in drawn} == {
         (caption, fill_template(template, caption)) for caption in captions for template in templates
     }

@@ -1,0 +1,127 @@
+"""`navit-clip shards`: make shards from a folder of images, look at some, or check them."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from navit_clip.config import load_config
+from navit_clip.data.faults import Faults
+from navit_clip.data.samples import check_caption_key
+from navit_clip.data.shards import find_shards
+from navit_clip.data.stream import DataConfig
+from navit_clip.errors import ConfigError
+from navit_clip.model import ClipConfig
+from navit_clip.shards.building import Build, build_shards
+from navit_clip.shards.inspection import inspect_shards, inspection_page, predict
+from navit_clip.shards.validation import validate_shards
+
+FAULTS_FOUND = 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `build`, `inspect` or `validate`; the exit code is 0, or 1 where `validate` found a fault."""
+    arguments = _parser().parse_args(argv)
+    return arguments.run(arguments)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    if arguments.images_per_shard < 1:
+        raise ConfigError(f"--images-per-shard: expected at least 1, found {arguments.images_per_shard}")
+    if not arguments.images.is_dir():
+        raise ConfigError(f"{arguments.images}: expected a folder of images")
+    faults = Faults()
+    manifest = build_shards(
+        Build(
+            arguments.images,
+            arguments.captions,
+            arguments.out,
+            arguments.image_column,
+            arguments.caption_column,
+            arguments.images_per_shard,
+        ),
+        faults,
+    )
+    print(
+        f"{arguments.out}: {manifest.samples} samples, {len(manifest.shards)} shards, "
+        f"{manifest.bytes / 1e6:.1f} MB; {faults.summary()}"
+    )
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    check_caption_key(arguments.caption_key)
+    if arguments.most < 1:
+        raise ConfigError(f"--most: expected at least 1, found {arguments.most}")
+    shards = find_shards(arguments.shards)
+    found = inspect_shards(shards, arguments.caption_key, arguments.most)
+    prediction = None
+    if arguments.config is not None:
+        model = load_config(ClipConfig, arguments.config, arguments.set, section="model")
+        named = f"data.shards=[{','.join(map(repr, arguments.shards))}]"
+        data = load_config(DataConfig, arguments.config, [*arguments.set, named], section="data")
+        prediction = predict(replace(data, num_workers=0), model.image.patch_size, seed=0)
+    title = ", ".join(arguments.shards)
+    try:
+        arguments.out.write_text(inspection_page(title, found, prediction), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: {arguments.out} cannot be written: {error.strerror}") from error
+    print(f"{found.num_samples} samples, {found.num_shards} shards; {found.faults.summary()}")
+    print(arguments.out)
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    check_caption_key(arguments.caption_key or None)
+    if arguments.workers < 1:
+        raise ConfigError(f"--workers: expected at least 1, found {arguments.workers}")
+    shards = find_shards(arguments.shards)
+    start = time.perf_counter()
+    checked = validate_shards(
+        shards,
+        arguments.caption_key or None,
+        arguments.labels,
+        arguments.workers,
+        lambda fault: print(f"{fault.key}: {fault.cause}: {fault.detail.removeprefix(f'{fault.key}: ')}"),
+    )
+    seconds = time.perf_counter() - start
+    print(
+        f"{checked.samples} good samples, {len(checked.faults)} faults, {len(shards)} shards, {seconds:.1f} s"
+    )
+    return FAULTS_FOUND if checked.faults else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="navit-clip shards", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="build|inspect|validate")
+
+    build = commands.add_parser("build", help="images and a table of captions -> shards and manifest.json")
+    build.add_argument("images", type=Path, help="folder that the table's paths start from")
+    build.add_argument("captions", type=Path, help="a .csv, .tsv, .jsonl or .parquet")
+    build.add_argument("out", type=Path, help="folder to write; an interrupted build goes on in it")
+    build.add_argument("--image-column", default="image", help="holds the path of an image (image)")
+    build.add_argument("--caption-column", default="caption", help="holds a caption, or a list (caption)")
+    build.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="(1000)")
+    build.set_defaults(run=_build)
+
+    inspect = commands.add_parser("inspect", help="shards -> one HTML page of what is in them")
+    inspect.add_argument("shards", nargs="+", help="tar files, braces, globs, folders, URLs")
+    inspect.add_argument("--out", type=Path, default=Path("inspection.html"), help="(inspection.html)")
+    inspect.add_argument("--caption-key", help="txt or json.KEY; without it captions are not looked at")
+    inspect.add_argument("--most", type=int, default=20_000, metavar="N", help="samples to look at (20000)")
+    inspect.add_argument("--config", type=Path, help="a run's YAML: predicts tokens and fill")
+    inspect.add_argument("--set", nargs="+", default=[], metavar="key=value", help="settings over the YAML's")
+    inspect.set_defaults(run=_inspect)
+
+    validate = commands.add_parser("validate", help="decode every sample; exit code 1 if any is bad")
+    validate.add_argument("shards", nargs="+", help="tar files, braces, globs, folders, URLs")
+    validate.add_argument(
+        "--caption-key", default="txt", help="txt or json.KEY; '' where samples need no captions (txt)"
+    )
+    validate.add_argument("--labels", action="store_true", help="samples need a label (.cls), too")
+    validate.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    validate.set_defaults(run=_validate)
+    return parser

@@ -1,0 +1,184 @@
+"""Shards from elsewhere arrive whole, whatever the network does, or the error says what did not."""
+
+import sys
+from collections import Counter
+
+import fsspec
+import pytest
+
+from navit_clip.data import remote
+from navit_clip.data.loader import TrainLoader
+from navit_clip.data.remote import RemoteConfig, cache_name, open_remote
+from navit_clip.data.samples import read_samples
+from navit_clip.data.shards import find_shards
+from navit_clip.data.stream import DataConfig
+from navit_clip.errors import ConfigError, DataError
+from tests.data_builders import small_tokenizer, write_pairs
+from tests.servers import FAULTS, http_server, s3_server
+
+SIZES = [5, 1, 6]
+KEYS = {f"shard-{shard:03d}/sample{number:05d}" for number, shard in enumerate([0] * 5 + [1] + [2] * 6)}
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """A shard comes in several pieces, each of which may fail."""
+    monkeypatch.setattr(remote, "_PIECE", 20_000)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "there").mkdir()
+    write_pairs(tmp_path / "there", SIZES)
+    return tmp_path / "there"
+
+
+def config(tmp_path, **changes):
+    return RemoteConfig(**{"cache": str(tmp_path / "cache"), "wait": 0.01, "timeout": 0.3, **changes})
+
+
+def fetched(url, settings):
+    with open_remote(url, settings) as file:
+        return file.read()
+
+
+def an_epoch(patterns, settings, workers=2):
+    """How often each key came on two ranks, when each is past the third epoch."""
+    seen = Counter()
+    for rank in range(2):
+        data = DataConfig(
+            shards=patterns, num_workers=workers, blocks_per_shard=2, lookahead=1, remote=settings
+        )
+        batches = TrainLoader(data, small_tokenizer(), 16, 16, seed=0, rank=rank, world_size=2)
+        for batch in batches:
+            seen.update(batch.keys)
+            if batches.epoch >= 3:
+                break
+        assert not batches.counts.skipped
+    return seen
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "all"])
+def test_an_epoch_over_a_bad_connection_is_whole(tmp_path, folder, fault):
+    faults = [None, *FAULTS] if fault == "all" else [None, None, fault]
+    with http_server(folder, faults) as url:
+        seen = an_epoch([f"{url}/shard-{{000..002}}.tar"], config(tmp_path), workers=1)
+    assert set(seen) == KEYS
+    cached = sorted((tmp_path / "cache").glob("*.tar"))
+    assert sorted(path.read_bytes() for path in cached) == sorted(
+        path.read_bytes() for path in folder.iterdir()
+    )
+
+
+@pytest.mark.parametrize("faults", [(None,), (None, "503", "cut")])
+def test_an_epoch_from_s3_is_whole(tmp_path, folder, faults, monkeypatch):
+    with s3_server("data", folder, faults) as options:
+        monkeypatch.setitem(fsspec.config.conf, "s3", options)
+        settings = config(tmp_path, timeout=20.0)
+        shards = find_shards(["s3://data/*.tar"], settings)
+        assert [shard.path for shard in shards] == [f"s3://data/shard-00{n}.tar" for n in range(3)]
+        assert [sample.key for sample in read_samples(["s3://data/"], remote=settings)] == sorted(KEYS)
+        with pytest.raises(DataError, match=r"shard s3://data/none.tar is not there, or not for us"):
+            open_remote("s3://data/none.tar", settings)
+
+
+def test_a_server_without_ranges_or_sizes_is_taken_at_its_word(tmp_path, folder):
+    with http_server(folder, [None, "cut"], ranges=False) as url:
+        data = fetched(f"{url}/shard-002.tar", config(tmp_path))
+    assert data == (folder / "shard-002.tar").read_bytes()
+
+
+def test_what_is_gone_for_good_is_an_error_at_once(tmp_path, folder):
+    with http_server(folder) as url, pytest.raises(DataError, match=r"shard http.*none\.tar is not there"):
+        open_remote(f"{url}/none.tar", config(tmp_path, wait=60.0))
+
+
+@pytest.mark.parametrize("fault", ["drop", "503"])
+def test_what_never_comes_is_an_error_after_the_retries(tmp_path, folder, fault):
+    with http_server(folder, [fault]) as url, pytest.raises(DataError, match=r"3 attempts in a row failed"):
+        open_remote(f"{url}/shard-000.tar", config(tmp_path, retries=2))
+
+
+def test_a_fetch_goes_on_where_an_earlier_one_was_given_up(tmp_path, folder):
+    whole = (folder / "shard-002.tar").read_bytes()
+    with http_server(folder, [None, None, *["503"] * 10]) as url:  # the size, one piece, and then no more
+        with pytest.raises(DataError):
+            open_remote(f"{url}/shard-002.tar", config(tmp_path, retries=1))
+        (partial,) = (tmp_path / "cache").glob("*.partial")
+        assert 0 < partial.stat().st_size < len(whole)
+    # The port differs, and so would the name in the cache.
+    with http_server(folder) as again:
+        partial.rename(partial.with_name(f"{cache_name(f'{again}/shard-002.tar')}.partial"))
+        assert fetched(f"{again}/shard-002.tar", config(tmp_path)) == whole
+
+
+def test_the_cache_keeps_to_its_limit_and_open_shards_stay_readable(tmp_path, folder):
+    size = (folder / "shard-002.tar").stat().st_size
+    settings = config(tmp_path, cache_gigabytes=1.5 * size / 1e9)
+    with http_server(folder) as url:
+        first = open_remote(f"{url}/shard-002.tar", settings)
+        for name in ("shard-000.tar", "shard-001.tar", "shard-000.tar"):
+            fetched(f"{url}/{name}", settings)
+            assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 1.5 * size
+    with first:
+        assert first.read() == (folder / "shard-002.tar").read_bytes()
+
+
+def test_a_shard_is_fetched_once(tmp_path, folder):
+    with http_server(folder) as url:
+        first = fetched(f"{url}/shard-000.tar", config(tmp_path))
+        (folder / "shard-000.tar").unlink()
+        assert fetched(f"{url}/shard-000.tar", config(tmp_path)) == first
+
+
+def test_commands_run_only_where_the_config_names_them(tmp_path, folder):
+    pattern = f"pipe:cat {folder}/shard-{{000..002}}.tar"
+    with pytest.raises(DataError, match=r"remote.pipe_commands allows none"):
+        find_shards([pattern], config(tmp_path))
+    with pytest.raises(DataError, match=r"allows curl, /bin/cat"):
+        find_shards([pattern], config(tmp_path, pipe_commands=["curl", "/bin/cat"]))
+    settings = config(tmp_path, pipe_commands=["cat"])
+    assert {sample.key for sample in read_samples([pattern], remote=settings)} == KEYS
+
+
+def test_a_command_is_no_shell(tmp_path):
+    settings = config(tmp_path, pipe_commands=["echo"])
+    for words in ("a; touch {}/made", "$(touch {}/made)", "a > {}/made", "a | touch {}/made"):
+        open_remote("pipe:echo " + words.format(tmp_path), settings).close()
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("import sys; print('half of it'); sys.exit('no such bucket')", "exit code 1: no such bucket"),
+        ("import time; time.sleep(60)", "no byte came for"),
+    ],
+)
+def test_a_command_that_fails_or_hangs_is_an_error(tmp_path, program, said):
+    settings = config(tmp_path, pipe_commands=[sys.executable], retries=1)
+    with pytest.raises(DataError, match=rf"2 attempts in a row failed, the last with OSError: {said}"):
+        open_remote(f'pipe:{sys.executable} -c "{program}"', settings)
+    assert not list((tmp_path / "cache").glob("*.tar"))
+
+
+def test_a_protocol_that_is_unknown_or_needs_a_package_says_so(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"Protocol not known"):
+        open_remote("nowhere://a/b.tar", config(tmp_path))
+    monkeypatch.setitem(remote._PACKAGES, "gs", "no_such_package")
+    with pytest.raises(DataError, match=r"gs needs the package no_such_package: pip install"):
+        open_remote("gs://a/b.tar", config(tmp_path))
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"remote.cache: .* cannot be used"):
+        open_remote("memory://a.tar", config(tmp_path, cache=str(tmp_path / "file" / "cache")))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("cache_gigabytes", -1.0), ("retries", -1), ("wait", -1.0), ("timeout", 0.0)]
+)
+def test_impossible_settings_are_named(field, value):
+    with pytest.raises(ConfigError, match=field):
+        RemoteConfig(**{field: value})

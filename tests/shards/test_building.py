@@ -1,0 +1,178 @@
+"""A folder and a table become shards that the stream reads, the same bytes whatever happened on the way."""
+
+import csv
+import json
+
+import pytest
+
+from navit_clip.cli import main
+from navit_clip.data.faults import Faults
+from navit_clip.data.samples import read_samples
+from navit_clip.errors import DataError
+from navit_clip.shards import building
+from navit_clip.shards.building import Build, build_shards
+from navit_clip.shards.manifest import read_manifest, sha256_of
+from tests.data_builders import encode_image, noise_picture
+
+CAPTIONS = {f"{number}.png": [f"picture {number}", f"another of {number}"] for number in range(7)}
+
+
+@pytest.fixture
+def images(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate(CAPTIONS):
+        (tmp_path / "images" / name).write_bytes(encode_image(noise_picture(20, 10 + number, seed=number)))
+    return tmp_path / "images"
+
+
+def rows():
+    return [(name, caption) for name, captions in CAPTIONS.items() for caption in captions]
+
+
+def write_csv(path, rows, header=("image", "caption")):
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([header, *rows])
+    return path
+
+
+def build(images, table, out, **changes):
+    faults = Faults()
+    return build_shards(Build(images, table, out, **{"images_per_shard": 3, **changes}), faults), faults
+
+
+def check(out):
+    samples = list(read_samples([str(out)], "txt"))
+    assert [sample.captions for sample in samples] == [tuple(captions) for captions in CAPTIONS.values()]
+    assert next(read_samples([str(out)], "json.captions")).captions == samples[0].captions
+    return samples
+
+
+@pytest.mark.parametrize("extension", ["csv", "tsv", "jsonl", "parquet"])
+def test_builds_from_any_table(tmp_path, images, extension):
+    table = tmp_path / f"table.{extension}"
+    if extension == "jsonl":
+        table.write_text(
+            "\n".join(json.dumps({"image": name, "caption": list(c)}) for name, c in CAPTIONS.items())
+        )
+    elif extension == "parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        names, captions = zip(*rows(), strict=True)
+        parquet.write_table(pyarrow.table({"image": names, "caption": captions}), table)
+    else:
+        write_csv(table, rows())
+    manifest, faults = build(images, table, tmp_path / "out")
+    samples = check(tmp_path / "out")
+    assert [sample.image for sample in samples] == [(images / name).read_bytes() for name in CAPTIONS]
+    assert [shard.samples for shard in manifest.shards] == [3, 3, 1]
+    assert not faults.total
+    assert read_manifest(tmp_path / "out") == manifest
+    for shard in manifest.shards:
+        path = tmp_path / "out" / shard.name
+        assert (path.stat().st_size, sha256_of(path)) == (shard.bytes, shard.sha256)
+
+
+def test_other_columns_go_into_the_json(tmp_path, images):
+    write_csv(tmp_path / "t.csv", [("0.png", "a\nb", "cc0")], ("file", "text", "licence"))
+    build(images, tmp_path / "t.csv", tmp_path / "out", image_column="file", caption_column="text")
+    (sample,) = read_samples([str(tmp_path / "out")], "json.licence")
+    assert sample.captions == ("cc0",)
+    assert next(read_samples([str(tmp_path / "out")], "txt")).captions == ("a b",)
+
+
+def test_an_interrupted_build_ends_in_the_same_bytes(tmp_path, images, monkeypatch):
+    table = write_csv(tmp_path / "t.csv", [*rows(), ("missing.png", "x")])
+    whole, _ = build(images, table, tmp_path / "whole")
+    written, write = [], building._write
+
+    def interrupted(path, samples, rows):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        return write(path, samples, rows)
+
+    monkeypatch.setattr(building, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(images, table, tmp_path / "out")
+    found = read_manifest(tmp_path / "out")
+    assert found is not None
+    assert not found.complete
+    monkeypatch.setattr(building, "_write", write)
+    manifest, faults = build(images, table, tmp_path / "out")
+    assert manifest == whole
+    assert faults.counts == {"missing image": 1}
+    for name in ("manifest.json", *(shard.name for shard in whole.shards)):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, images):
+    (images / "text.jpg").write_text("no image")
+    (tmp_path / "secret.png").write_bytes(encode_image(noise_picture(9, 9)))
+    (images / "link.png").symlink_to(tmp_path / "secret.png")
+    bad = {
+        "text.jpg": "undecodable image",
+        "gone.png": "missing image",
+        "nul\0.png": "missing image",
+        "../secret.png": "outside the folder",
+        str(tmp_path / "secret.png"): "outside the folder",
+        "link.png": "outside the folder",
+        "0.pyd": "no image",
+        "": "no image",
+    }
+    table = tmp_path / "t.jsonl"
+    lines = [{"image": name, "caption": "a"} for name in [*bad, "0.png"]]
+    lines += [{"image": "1.png", "caption": None}, {"image": "2.png", "caption": "\ud83d"}]
+    lines += [{"image": "3.png", "caption": "x" * 30_000}]
+    table.write_text("\n".join(map(json.dumps, lines)))
+    manifest, faults = build(images, table, tmp_path / "out")
+    assert manifest.samples == 1
+    expected = [*bad.values(), "no caption", "undecodable caption", "overlong caption"]
+    assert faults.counts == {cause: expected.count(cause) for cause in expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.txt", "", "expected a table called"),
+        ("t.csv", "", "has no rows"),
+        ("t.csv", "a,b\n1,2\n", "row 1: no column 'image'; there are a, b"),
+        ("t.csv", "image,caption\na.png\n", "line 2: expected 2 columns"),
+        ("t.csv", b"image,caption\na.png,\xff\n", "not UTF-8"),
+        ("t.jsonl", "{", "line 1: not JSON"),
+        ("t.jsonl", "[1]", "line 1: expected an object, found list"),
+        ("t.parquet", "no parquet", "not readable as Parquet"),
+        ("t.csv", "image,caption\na.png,x\n", "no image of it can be used; 1 skipped: missing image"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_an_error(tmp_path, images, name, text, said):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=said):
+        build(images, tmp_path / name, tmp_path / "out")
+
+
+def test_shards_of_another_build_are_left_alone(tmp_path, images):
+    table = write_csv(tmp_path / "t.csv", rows())
+    build(images, table, tmp_path / "out")
+    with pytest.raises(DataError, match=r"shards of another build \(images_per_shard differ\)"):
+        build(images, table, tmp_path / "out", images_per_shard=2)
+    (tmp_path / "out" / "00001.tar").unlink()
+    with pytest.raises(DataError, match=r"00001.tar: not as manifest.json has it"):
+        build(images, table, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match="not readable as a manifest"):
+        build(images, table, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(DataError, match="holds shards, and no manifest"):
+        build(images, table, tmp_path / "out")
+
+
+def test_the_command_builds_and_validates(tmp_path, images, capsys):
+    table = write_csv(tmp_path / "t.csv", rows())
+    out = str(tmp_path / "out")
+    assert main(["shards", "build", str(images), str(table), out, "--images-per-shard", "4"]) == 0
+    assert "7 samples, 2 shards" in capsys.readouterr().out
+    assert main(["shards", "validate", out]) == 0
+    assert "7 good samples, 0 faults, 2 shards" in capsys.readouterr().out
+    assert main(["shards", "build", str(table), str(table), out]) == 2
+    assert "expected a folder of images" in capsys.readouterr().err
