@@ -39,3 +39,10 @@ def test_a_caption_goes_into_its_template_as_it_is():
 def test_a_template_has_one_place(template):
     with pytest.raises(ConfigError, match="expected one"):
         check_template(template)
+
+
+def test_captions_are_drawn_by_their_chances():
+    drawn = [
+        draw_text(("a", "b"), (0.25, 0.75), ("{}",), sample_random(0, 0, str(key)))[0] for key in range(400)
+    ]
+    assert 70 < drawn.count("a") < 130

@@ -7,7 +7,9 @@ from collections import Counter
 import pytest
 
 from navit_clip.data.faults import Faults
-from navit_clip.data.samples import read_samples
+from navit_clip.data.samples import read_sample, read_samples
+from navit_clip.data.shards import find_shards
+from navit_clip.data.tar_index import OpenShard
 from navit_clip.errors import ConfigError, DataError, SampleError
 from tests.data_builders import write_pairs, write_shard
 
@@ -55,6 +57,43 @@ def test_reads_captions_from_json(tmp_path, record, captions):
 
 
 @pytest.mark.parametrize(
+    ("caption_key", "captions"),
+    [
+        ("json.translations", ("Ein Frosch.", "Una rana.")),
+        ("json.translations.es", ("Una rana.",)),
+        ("json.a.b", ("a key with a dot",)),
+    ],
+)
+def test_reads_captions_from_mappings_and_keys_inside_keys(tmp_path, caption_key, captions):
+    record = {"translations": {"de": "Ein Frosch.", "es": "Una rana."}, "a.b": "a key with a dot"}
+    write_shard(tmp_path / "s.tar", [{"__key__": "x", "jpg": b"", "json": json.dumps(record)}])
+    (sample,) = read_samples([str(tmp_path / "s.tar")], caption_key)
+    assert sample.captions == captions
+
+
+def sample_of(tmp_path, other_captions, **members):
+    write_shard(tmp_path / "s.tar", [{"__key__": "x", "jpg": b"", **members}])
+    (shard,) = find_shards([str(tmp_path / "s.tar")])
+    return read_sample(OpenShard(shard), 0, "txt", other_captions=other_captions)
+
+
+def test_captions_of_several_places_share_their_places_chance(tmp_path):
+    record = json.dumps({"long": ["c", "d", "e"]})
+    sample = sample_of(tmp_path, {"json.long": 3.0, "json.none": 9.0}, txt="a\nb", json=record)
+    assert sample.captions == ("a", "b", "c", "d", "e")
+    assert sample.chances == pytest.approx((1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 4))
+    assert sample_of(tmp_path, {"json.long": 3.0}, json=record).chances == pytest.approx((1 / 3,) * 3)
+    with pytest.raises(SampleError, match=r"no caption: s/x: has no \.txt"):
+        sample_of(tmp_path, {"json.long": 3.0})
+
+
+def test_a_file_of_too_many_bytes_is_not_read(tmp_path):
+    (shard,) = find_shards(write_pairs(tmp_path, [1]))
+    with pytest.raises(SampleError, match=r"too many bytes: .* png has \d+ bytes, over 100"):
+        read_sample(OpenShard(shard), 0, "txt", max_bytes=100)
+
+
+@pytest.mark.parametrize(
     ("caption_key", "members", "cause"),
     [
         ("txt", {"txt": "a caption"}, "no image"),
@@ -62,6 +101,7 @@ def test_reads_captions_from_json(tmp_path, record, captions):
         ("txt", {"jpg": b"", "txt": ""}, "empty caption"),
         ("txt", {"jpg": b"", "txt": " \n\t\n"}, "empty caption"),
         ("txt", {"jpg": b"", "txt": b"\xff\xfe"}, "undecodable caption"),
+        ("txt", {"jpg": b"", "txt": "x" * 100_000}, "overlong caption"),
         ("json.text", {"jpg": b"", "txt": "a caption"}, "no caption"),
         ("json.text", {"jpg": b"", "json": "{}"}, "no caption"),
         ("json.text", {"jpg": b"", "json": '{"text": null}'}, "no caption"),
