@@ -15,7 +15,7 @@ from navit_clip.tokenizer import Tokenizer
 from training.checkpoint import Progress, save_checkpoint
 from training.config import RunConfig
 from training.engine import Engine
-from training.metrics import Meter, Recorder
+from training.metrics import Meter, Recorder, samples_row
 from training.schedule import learning_rate_share
 
 
@@ -78,6 +78,7 @@ def train(
                 "learning_rate": learning_rate,
                 "gradient_norm": engine.gradient_norm(),
                 **meter.row(),
+                **samples_row(loader, world),
             }
             recorder.train(row)
             check_finite(row)

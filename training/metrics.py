@@ -19,6 +19,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from navit_clip.batch import Batch, Embeddings
+from navit_clip.data import TrainLoader
+from navit_clip.data.counts import total_by_source, total_counts
 from navit_clip.distributed import World
 from training.checkpoint import Progress
 
@@ -86,6 +88,19 @@ class Meter:
         self._loss: torch.Tensor | float = 0.0
         self._waited = 0.0
         self._start = time.perf_counter()
+
+
+def samples_row(loader: TrainLoader, world: World) -> dict[str, Any]:
+    """What became of the samples so far, on all ranks, which call it together: in all, and by source."""
+    ranks = world.gather_objects(loader.source_counts)
+    sources = dict(zip(ranks[0], total_by_source([list(rank.values()) for rank in ranks]), strict=True))
+    total = total_counts(sources.values())
+    return {
+        "samples_read": total["read"],
+        "samples_used": total["used"],
+        "samples_skipped": sum(total["skipped"].values()),
+        "sources": sources,
+    }
 
 
 class Recorder:

@@ -17,6 +17,7 @@ from eval.model import PackedModel
 from eval.tasks import evaluate
 from navit_clip.config import load_config, save_config
 from navit_clip.data import Faults, TrainLoader, find_shards, validation_batches
+from navit_clip.data.counts import counts_line
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
 from navit_clip.model import NavitClip, choose_backend
@@ -172,11 +173,12 @@ def _check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
 
 
 def _say_counts(loader: TrainLoader, recorder: Recorder, world: World) -> None:
-    """What became of the samples, by cause. On the main rank alone, of its own: others may have failed."""
-    counts = loader.counts
-    skipped = ", ".join(f"{number} {cause}" for cause, number in sorted(counts.skipped.items())) or "none"
+    """What became of each source's samples. On the main rank alone, of its own: others may have failed."""
     whose = "samples" if world.size == 1 else "rank 0's samples"
-    recorder.say(f"{whose}: {counts.read} read, {counts.used} used, skipped: {skipped}")
+    recorder.say(f"{whose}: {counts_line(loader.counts)}")
+    if len(loader.source_counts) > 1:
+        for source, counts in loader.source_counts.items():
+            recorder.say(f"{whose} of {source}: {counts_line(counts)}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ from navit_clip.data.dealing import deal_again
 from navit_clip.data.dropping import DropConfig
 from navit_clip.data.faults import Faults
 from navit_clip.data.images import decode_image
-from navit_clip.data.loader import Counts, LoaderState, TrainLoader
+from navit_clip.data.loader import LoaderState, TrainLoader
 from navit_clip.data.packing import Packer
 from navit_clip.data.patches import cut_patches, image_patches
 from navit_clip.data.resize import grid_for, resize, tokens_of_side
@@ -15,7 +15,6 @@ from navit_clip.data.stream import DataConfig
 from navit_clip.data.validation import ValidationDataConfig, validation_batches
 
 __all__ = [
-    "Counts",
     "DataConfig",
     "DropConfig",
     "Faults",

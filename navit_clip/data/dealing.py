@@ -7,9 +7,9 @@ workers go on with the sequence of blocks where the farthest of the old ones had
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
+from navit_clip.data.counts import no_counts, total_by_source
 from navit_clip.data.loader import LoaderState
 from navit_clip.data.order import WalkState
 from navit_clip.data.stream import StreamState
@@ -62,21 +62,12 @@ def _deal(old: Sequence[StreamState], num_streams: int) -> list[StreamState]:
                 "closed": closed,
             },
             "waiting": waiting[worker::num_streams],
-            "read": 0,
-            "used": 0,
-            "skipped": {},
+            "counts": [no_counts() for _ in old[0]["counts"]],
         }
         for worker in range(num_streams)
     ]
     # Counts are of the whole run: the first stream carries those of the old ones on.
-    first, skipped = dealt[0], Counter()
-    for worker in old:
-        skipped.update(worker["skipped"])
-        first["used"] += worker["used"]
-        first["read"] += worker["read"] - len(worker["waiting"])
-    first["skipped"] = dict(skipped)
-    for stream in dealt:
-        stream["read"] += len(stream["waiting"])
+    dealt[0]["counts"] = total_by_source([worker["counts"] for worker in old])
     return dealt
 
 

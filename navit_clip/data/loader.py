@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from navit_clip.batch import Batch
+from navit_clip.data.counts import SourceCounts, total_by_source, total_counts
 from navit_clip.data.order import blocks_done
 from navit_clip.data.shards import Shard, find_shards
-from navit_clip.data.stream import DataConfig, Stream, StreamState, first_state
+from navit_clip.data.stream import DataConfig, Stream, StreamState, block_order, first_state
 from navit_clip.errors import CheckpointError, NavitClipError
 from navit_clip.tokenizer import Tokenizer
 
@@ -30,19 +30,10 @@ class LoaderState(TypedDict):
     rank: int
     world_size: int
     data: str
-    """What positions in the order refer to: a digest of seed, shard names and blocks a shard."""
+    """What positions in the order refer to: a digest of seed, shard names and what orders them."""
     next_worker: int
     """Which worker's batch comes next."""
     workers: list[StreamState]
-
-
-class Counts(NamedTuple):
-    """What became of the samples that a rank has read, as of the last batch handed out."""
-
-    read: int
-    used: int
-    skipped: dict[str, int]
-    """Bad samples by cause."""
 
 
 class TrainLoader:
@@ -80,13 +71,15 @@ class TrainLoader:
         self._stream_arguments = (tokenizer, patch_size, context_length, seed)
         num_workers = max(1, config.num_workers)
         self._num_streams = world_size * num_workers
-        self._num_blocks = len(self._shards) * config.blocks_per_shard
+        self._blocks_per_epoch = block_order(config, self._shards, seed).blocks_per_epoch
         self._state: LoaderState = {
             "rank": rank,
             "world_size": world_size,
-            "data": _digest(seed, self._shards, config.blocks_per_shard),
+            "data": _digest(seed, self._shards, config),
             "next_worker": 0,
-            "workers": [first_state(rank * num_workers + worker) for worker in range(num_workers)],
+            "workers": [
+                first_state(rank * num_workers + worker, len(config.shards)) for worker in range(num_workers)
+            ],
         }
 
     def __iter__(self) -> Iterator[Batch]:
@@ -119,28 +112,26 @@ class TrainLoader:
         if state["data"] != self._state["data"]:
             raise CheckpointError(
                 "the checkpoint's place in the data is of other shards, another seed or another "
-                "blocks_per_shard than this run's: set them as they were"
+                "blocks_per_shard, weights or resampled than this run's: set them as they were"
             )
         self._state = {**state, "workers": list(state["workers"])}
 
     @property
-    def counts(self) -> Counts:
-        """What became of this rank's samples."""
-        workers = self._state["workers"]
-        skipped: Counter[str] = Counter()
-        for worker in workers:
-            skipped.update(worker["skipped"])
-        return Counts(
-            sum(worker["read"] for worker in workers),
-            sum(worker["used"] for worker in workers),
-            dict(skipped),
-        )
+    def counts(self) -> SourceCounts:
+        """What became of the samples that this rank has read, as of the last batch handed out."""
+        return total_counts(self.source_counts.values())
+
+    @property
+    def source_counts(self) -> dict[str, SourceCounts]:
+        """The same for each source, by its pattern in the config."""
+        totals = total_by_source([worker["counts"] for worker in self._state["workers"]])
+        return dict(zip(self._config.shards, totals, strict=True))
 
     @property
     def epoch(self) -> float:
         """Epochs done, in blocks; seen from this rank, whose share of them is one in `world_size`."""
         done = sum(blocks_done(worker["walk"]) for worker in self._state["workers"])
-        return done * self._state["world_size"] / self._num_blocks
+        return done * self._state["world_size"] / self._blocks_per_epoch
 
     def _data_loader(self, states: Sequence[StreamState]) -> DataLoader:
         num_workers = self._config.num_workers
@@ -151,6 +142,7 @@ class TrainLoader:
             num_workers=num_workers,
             prefetch_factor=self._config.prefetch if num_workers else None,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=_as_it_is,
             # DataLoader draws a seed that nothing here uses: not from the generator that training draws from.
             generator=torch.Generator(),
         )
@@ -197,8 +189,19 @@ class _Streams(IterableDataset):
             yield error
 
 
-def _digest(seed: int, shards: Sequence[Shard], blocks_per_shard: int) -> str:
-    words = (seed, blocks_per_shard, *(shard.name for shard in shards))
+def _as_it_is(handed: Any) -> Any:
+    """Batches come made; DataLoader would look into each of their keys."""
+    return handed
+
+
+def _digest(seed: int, shards: Sequence[Shard], config: DataConfig) -> str:
+    words = (
+        seed,
+        config.blocks_per_shard,
+        config.weights,
+        config.resampled,
+        *(shard.name for shard in shards),
+    )
     return hashlib.blake2b("\0".join(map(str, words)).encode(), digest_size=8).hexdigest()
 
 

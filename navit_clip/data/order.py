@@ -3,8 +3,8 @@
 Each shard is cut into blocks of consecutive samples, by fractions, so that blocks can be dealt before any
 shard has been opened. Every epoch permutes the blocks; the epochs' permutations, one after the other, form
 one endless sequence, whose position p goes to global worker p mod (number of workers). So each block is
-dealt exactly once an epoch, and no worker ever runs out: with fewer blocks than workers, some simply walk
-in a later epoch than others.
+dealt exactly once an epoch (or as often as its source's weight says), and no worker ever runs out: with fewer
+blocks than workers, some simply walk in a later epoch than others.
 
 A worker keeps a window of blocks open, all of one epoch, and takes each next sample from a random one of
 them, weighted by what they have left; inside, a block is permuted too. The shuffle radius is therefore the
@@ -14,7 +14,7 @@ window's blocks. The state is small: the position in the sequence, and the open 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -29,7 +29,8 @@ from navit_clip.errors import CheckpointError
 class Place(NamedTuple):
     """Where a sample is, and when it is seen."""
 
-    epoch: int
+    visit: int
+    """How often it was seen before: where all weights are 1, the epoch."""
     position: int
     """Of its block in the sequence of all epochs' blocks."""
     shard: int
@@ -49,43 +50,105 @@ class WalkState(TypedDict):
     """Blocks done with; a dealing again shares them evenly."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class BlockOrder:
-    """The endless sequence of blocks."""
+    """The endless sequence of blocks.
 
-    num_shards: int
-    blocks_per_shard: int
-    seed: int
+    Of a shard of weight w, an epoch has each block w times, in the mean over epochs: a fraction is a share of
+    its blocks, other ones in each epoch, so that none is ever more than one ahead of another. The n-th time that
+    a block comes is its n-th visit, on which other things are drawn for its samples; where all weights are 1,
+    visits are epochs.
+
+    Args:
+        num_shards: in the data set.
+        blocks_per_shard: pieces that each is cut into.
+        seed: of the order.
+        weights: of each shard; without any, all are 1.
+        resampled: whether each block is drawn anew from all, by the weights, instead of in its turn; then
+            every place in the sequence is a visit of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_shards: int,
+        blocks_per_shard: int,
+        seed: int,
+        weights: Sequence[float] = (),
+        resampled: bool = False,
+    ):
+        self.blocks_per_shard = blocks_per_shard
+        self.seed = seed
+        self._weights = np.repeat(weights or [1.0] * num_shards, blocks_per_shard)
+        self._resampled = resampled
+        # Where in its cycle each block starts: spread evenly, and at random, so that epochs are equally long.
+        starts = np.random.default_rng(seed_of("starts", seed)).permutation(len(self._weights))
+        self._starts = starts / len(starts)
+        self._first_position = lru_cache(maxsize=16)(self._count_before)
+        self._visits = lru_cache(maxsize=3)(self._visits_of)
 
     @property
-    def num_blocks(self) -> int:
-        """Blocks in an epoch."""
-        return self.num_shards * self.blocks_per_shard
+    def blocks_per_epoch(self) -> float:
+        """Blocks in an epoch, in the mean."""
+        return float(self._weights.sum())
 
     def epoch(self, position: int) -> int:
         """The epoch that a position of the sequence belongs to."""
-        return position // self.num_blocks
+        epoch = int(position / self.blocks_per_epoch)
+        while self._first_position(epoch) > position:
+            epoch -= 1
+        while self._first_position(epoch + 1) <= position:
+            epoch += 1
+        return epoch
+
+    def visit(self, position: int) -> int:
+        """How often the block at a position has come before."""
+        return position if self._resampled else self._at(position)[1]
 
     def shard(self, position: int) -> int:
         """The number of the shard that the block at a position lies in."""
-        return self._block(position) // self.blocks_per_shard
+        return self._at(position)[0] // self.blocks_per_shard
 
     def samples(self, position: int, shard_size: int) -> list[int]:
         """Numbers within the shard of the block's samples, shuffled; none where the shard is too small."""
-        part = self._block(position) % self.blocks_per_shard
+        part = self._at(position)[0] % self.blocks_per_shard
         start = shard_size * part // self.blocks_per_shard
         end = shard_size * (part + 1) // self.blocks_per_shard
         random = np.random.default_rng(seed_of("block", self.seed, position))
         return (start + random.permutation(end - start)).tolist()
 
-    def _block(self, position: int) -> int:
-        return int(_permutation(self.seed, self.epoch(position), self.num_blocks)[position % self.num_blocks])
+    def _at(self, position: int) -> tuple[int, int]:
+        """The block at a position, and its visit."""
+        epoch = self.epoch(position)
+        blocks, visits = self._visits(epoch)
+        number = position - self._first_position(epoch)
+        return int(blocks[number]), int(visits[number])
+
+    def _count_before(self, epoch: int) -> int:
+        """Blocks of all epochs before one."""
+        return int(self._visits_before(epoch).sum())
+
+    def _visits_before(self, epoch: int) -> np.ndarray:
+        return np.floor(epoch * self._weights + self._starts).astype(np.int64)
+
+    def _visits_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The blocks of an epoch in their order, and the visit that each is."""
+        before = self._visits_before(epoch)
+        counts = self._visits_before(epoch + 1) - before
+        random = np.random.default_rng(seed_of("epoch", self.seed, epoch))
+        if self._resampled:
+            blocks = random.choice(len(counts), counts.sum(), p=self._weights / self._weights.sum())
+            return blocks, np.zeros_like(blocks)
+        blocks = np.repeat(np.arange(len(counts)), counts)
+        nth = np.arange(len(blocks)) - np.repeat(np.cumsum(counts) - counts, counts)
+        order = random.permutation(len(blocks))
+        return blocks[order], (before[blocks] + nth)[order]
 
 
 @dataclass(slots=True)
 class _OpenBlock:
     position: int
     epoch: int
+    visit: int
     shard: int
     samples: list[int]
     cursor: int
@@ -141,7 +204,7 @@ class Walk:
         ends = list(accumulate(block.num_left for block in self._open))
         words = ("window", self._order.seed, self._open[0].position, self._next, ends[-1])
         block = self._open[bisect_right(ends, seed_of(*words) % ends[-1])]
-        place = Place(block.epoch, block.position, block.shard, block.samples[block.cursor])
+        place = Place(block.visit, block.position, block.shard, block.samples[block.cursor])
         block.cursor += 1
         if not block.num_left:
             self._open.remove(block)
@@ -175,7 +238,8 @@ class Walk:
     def _opened(self, position: int, cursor: int) -> _OpenBlock:
         shard = self._order.shard(position)
         samples = self._order.samples(position, self._shard_size(shard))
-        return _OpenBlock(position, self._order.epoch(position), shard, samples, cursor)
+        order = self._order
+        return _OpenBlock(position, order.epoch(position), order.visit(position), shard, samples, cursor)
 
 
 def first_walk(worker: int) -> WalkState:
@@ -186,8 +250,3 @@ def first_walk(worker: int) -> WalkState:
 def blocks_done(state: WalkState) -> float:
     """How many blocks a walk has done, open ones by the share of their samples."""
     return state["closed"] + sum(cursor / size for _, cursor, size in state["open"])
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, num_blocks: int) -> np.ndarray:
-    return np.random.default_rng(seed_of("epoch", seed, epoch)).permutation(num_blocks)

@@ -8,7 +8,7 @@ that this one would have given: the samples still waiting to be packed are named
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
@@ -17,6 +17,7 @@ import numpy as np
 
 from navit_clip.batch import Batch
 from navit_clip.data.augmentation import AugmentationConfig
+from navit_clip.data.counts import SourceCounts, no_counts, total_counts
 from navit_clip.data.draws import check_template, draw_text, sample_random, seed_of
 from navit_clip.data.dropping import DropConfig, draw_kept, num_kept
 from navit_clip.data.faults import Faults
@@ -39,7 +40,11 @@ class DataConfig:
     """What is trained on, and how it becomes batches."""
 
     shards: list[str]
-    """Patterns of tar files: paths, braces, globs, folders."""
+    """Patterns of tar files: paths, braces, globs, folders, URLs. Each is a source, counted by itself."""
+    weights: list[float] = field(default_factory=list)
+    """How often an epoch has the samples of each pattern in `shards`, fractions too; none means once."""
+    resampled: bool = False
+    """Draw blocks of samples with replacement, by the weights, instead of each as often as they say."""
     caption_key: str = "txt"
     """Where captions are: "txt" (one a line) or "json.KEY" (a string, or several in a list or a mapping)."""
     other_captions: dict[str, float] = field(default_factory=dict)
@@ -74,6 +79,8 @@ class DataConfig:
     """Most bytes of a sample's file that is read; what has more is a bad sample."""
     max_consecutive_faults: int = 1000
     """Bad samples in a row after which a worker gives up."""
+    max_faults: int = 0
+    """Bad samples in all after which a worker gives up; 0 for any number."""
     num_workers: int = 2
     """Processes a rank that read, decode and pack; 0 does it in the training process."""
     prefetch: int = 2
@@ -90,6 +97,11 @@ class DataConfig:
                     "other_captions: expected keys beside caption_key with chances above 0, "
                     f"found {key}: {chance}"
                 )
+        if self.weights and (len(self.weights) != len(self.shards) or min(self.weights) <= 0):
+            raise ConfigError(
+                f"weights: expected a number above 0 for each of the {len(self.shards)} patterns in shards, "
+                f"found {self.weights}"
+            )
         for template in self.templates:
             check_template(template)
         if not self.templates:
@@ -97,7 +109,7 @@ class DataConfig:
         least = {"tokens_per_batch": 1, "lookahead": 1, "blocks_per_shard": 1, "shuffle_window": 1}
         least |= {"max_consecutive_faults": 1, "num_workers": 0, "prefetch": 1}
         least |= {"max_images": 0, "max_text_tokens": 0, "images_per_epoch": 0}
-        least |= {"max_pixels": 1, "max_bytes": 1}
+        least |= {"max_pixels": 1, "max_bytes": 1, "max_faults": 0}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ConfigError(f"{name}: expected at least {smallest}, found {getattr(self, name)}")
@@ -142,19 +154,26 @@ class StreamState(TypedDict):
 
     walk: WalkState
     waiting: list[list[int]]
-    """[epoch, position, shard, entry, batches let go by] of the samples that are read but in no batch yet, in
+    """[visit, position, shard, entry, batches let go by] of the samples that are read but in no batch yet, in
     the order of arrival."""
-    read: int
-    """Samples taken from shards, good and bad."""
-    used: int
-    """Samples that went into batches."""
-    skipped: dict[str, int]
-    """Bad samples by cause."""
+    counts: list[SourceCounts]
+    """Of each source."""
 
 
-def first_state(worker: int) -> StreamState:
+def first_state(worker: int, num_sources: int) -> StreamState:
     """Where a global worker's stream starts."""
-    return {"walk": first_walk(worker), "waiting": [], "read": 0, "used": 0, "skipped": {}}
+    return {"walk": first_walk(worker), "waiting": [], "counts": [no_counts() for _ in range(num_sources)]}
+
+
+def block_order(config: DataConfig, shards: Sequence[Shard], seed: int) -> BlockOrder:
+    """The order of a config's samples."""
+    return BlockOrder(
+        num_shards=len(shards),
+        blocks_per_shard=config.blocks_per_shard,
+        seed=seed,
+        weights=[config.weights[shard.source] for shard in shards] if config.weights else (),
+        resampled=config.resampled,
+    )
 
 
 class Stream:
@@ -168,7 +187,7 @@ class Stream:
         context_length: most tokens of a caption.
         seed: of the order and of all draws.
         num_streams: how many streams, over all ranks and workers, share the samples.
-        state: where to begin: `first_state(worker)`, or what `state()` gave.
+        state: where to begin: `first_state(…)`, or what `state()` gave.
     """
 
     def __init__(
@@ -187,12 +206,13 @@ class Stream:
         self._patch_size = patch_size
         self._context_length = context_length
         self._seed = seed
-        self._num_shards = len(shards)
+        self._sources = [shard.source for shard in shards]
         self._shards = OpenShards(shards)
         self._sizes: dict[int, int] = {}
-        self._num_blocks = len(shards) * config.blocks_per_shard
+        order = block_order(config, shards, seed)
+        self._blocks_per_epoch = order.blocks_per_epoch
         self._walk = Walk(
-            BlockOrder(num_shards=len(shards), blocks_per_shard=config.blocks_per_shard, seed=seed),
+            order,
             num_streams,
             config.shuffle_window,
             self._shard_size,
@@ -200,12 +220,14 @@ class Stream:
         )
         self._packers: defaultdict[int, Packer[tuple[Place, Pair]]] = defaultdict(self._new_packer)
         self._faults = Faults()
-        self._faults.counts.update(state["skipped"])
+        self._faults.counts.update(total_counts(state["counts"])["skipped"])
+        self._counts: list[SourceCounts] = [
+            {**counts, "skipped": Counter(counts["skipped"])} for counts in state["counts"]
+        ]
         self._bad_run: set[tuple[int, int]] = set()
         self._num_bad_run = 0
-        self._num_read = state["read"] - len(state["waiting"])
-        self._num_used = state["used"]
         for *place, waited in state["waiting"]:
+            self._counts_of(Place(*place))["read"] -= 1  # it is counted again
             self._take(Place(*place), waited)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -230,9 +252,7 @@ class Stream:
                 for _, packer in sorted(self._packers.items())
                 for (place, _), waited in packer.waiting
             ],
-            "read": self._num_read,
-            "used": self._num_used,
-            "skipped": dict(self._faults.counts),
+            "counts": [total_counts([counts]) for counts in self._counts],
         }
 
     def _new_packer(self) -> Packer[tuple[Place, Pair]]:
@@ -250,15 +270,15 @@ class Stream:
         pairs = []
         for (place, pair), length in zip(cut.items, cut.lengths, strict=True):
             if length < len(pair.patches):
-                random = np.random.default_rng(seed_of("fill", self._seed, place.epoch, pair.key))
+                random = np.random.default_rng(seed_of("fill", self._seed, place.visit, pair.key))
                 pair = replace(pair, patches=thin(pair.patches, length, random))
             pairs.append(pair)
-        self._num_used += len(pairs)
+            self._counts_of(place)["used"] += 1
         return batch_of(pairs, cut.longest_wait)
 
     def _take(self, place: Place, waited: int = 0) -> None:
         """Reads a sample and lets it wait for a batch, or counts its fault."""
-        self._num_read += 1
+        self._counts_of(place)["read"] += 1
         try:
             pair, num_tokens = self._pair(place)
         except SampleError as error:
@@ -277,7 +297,7 @@ class Stream:
         """
         config, patch_size = self._config, self._patch_size
         # By its block's place in the sequence of all, not by a count: alike on all ranks and workers.
-        images_seen = config.images_per_epoch * place.position / self._num_blocks
+        images_seen = config.images_per_epoch * place.position / self._blocks_per_epoch
         sample = read_sample(
             self._shards[place.shard],
             place.entry,
@@ -285,7 +305,7 @@ class Stream:
             other_captions=config.other_captions,
             max_bytes=config.max_bytes,
         )
-        random = sample_random(self._seed, place.epoch, sample.key)
+        random = sample_random(self._seed, place.visit, sample.key)
         caption, text = draw_text(sample.captions, sample.chances, tuple(config.templates), random)
         num_tokens = config.resolution.draw_tokens(random, images_seen, patch_size)
         view = config.augmentation.draw_view(random)
@@ -305,12 +325,18 @@ class Stream:
         size = self._sizes[number] = len(self._shards[number])
         return size
 
+    def _counts_of(self, place: Place) -> SourceCounts:
+        return self._counts[self._sources[place.shard]]
+
     def _count_fault(self, place: Place, error: SampleError) -> None:
         self._faults.add(self._shards[place.shard].key(place.entry), error)
+        self._counts_of(place)["skipped"][error.cause] += 1
         self._num_bad_run += 1
         self._bad_run.add((place.shard, place.entry))
         if self._num_bad_run >= self._config.max_consecutive_faults:
             raise DataError(f"{self._num_bad_run} bad samples in a row; {self._faults.summary()}")
+        if 0 < self._config.max_faults <= self._faults.total:
+            raise DataError(f"max_faults reached: {self._faults.summary()}")
         # A worker meets every sample of the data set in time, so this ends whatever the number of workers.
-        if len(self._sizes) == self._num_shards and len(self._bad_run) == sum(self._sizes.values()):
+        if len(self._sizes) == len(self._sources) and len(self._bad_run) == sum(self._sizes.values()):
             raise DataError(f"every sample of the shards is bad; {self._faults.summary()}")

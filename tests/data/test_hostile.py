@@ -50,11 +50,11 @@ def test_every_bad_sample_is_counted_and_every_good_one_used(corpus, workers, mo
         if loader.epoch >= 3:
             break
     assert set(seen) == used
-    counts = loader.counts
-    assert set(counts.skipped) == set(causes)
+    skipped = loader.counts["skipped"]
+    assert set(skipped) == set(causes)
     for cause, number in causes.items():
         # Two epochs are behind every worker, and none is past its fourth.
-        assert 2 * number <= counts.skipped[cause] <= 4 * number, cause
+        assert 2 * number <= skipped[cause] <= 4 * number, cause
     assert not mark.exists(), "code in a shard ran"
     assert files_of(folder) == before
 

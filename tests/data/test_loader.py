@@ -20,7 +20,7 @@ from tests.data_builders import encode_image, noise_picture, pair, small_tokeniz
 
 PATCH = 8
 NUM_PAIRS = 33
-SETTINGS = [(ranks, workers) for ranks in (1, 2, 3) for workers in (0, 1, 2)]
+SETTINGS = [(ranks, workers) for ranks in (1, 2, 3) for workers in (0, 1, 2, 5)]
 
 
 def config(shards, **changes):
@@ -230,6 +230,60 @@ def test_extreme_shapes_go_into_batches(tmp_path, shape, upscale):
         assert grid.max() == 8 if longest else grid.max() > 60
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_on_from_twenty_random_places(shards, workers):
+    whole, batches, states = loader(shards, num_workers=workers), [], []
+    for batch in islice(whole, 40):
+        batches.append(bytes_of(batch))
+        states.append(json.dumps(whole.state()))
+    stops = np.random.default_rng(workers).choice(39, 20, replace=False)
+    for stop in sorted(stops.tolist()):
+        resumed = loader(shards, num_workers=workers)
+        resumed.load_state(json.loads(states[stop]))
+        assert [bytes_of(batch) for batch in islice(resumed, 39 - stop)] == batches[stop + 1 :]
+
+
+def test_sources_are_counted_by_themselves_and_come_by_their_weights(tmp_path, shards):
+    write_shard(tmp_path / "bad.tar", [{"__key__": f"x{n}", "jpg": b"bad", "txt": "a"} for n in range(6)])
+    patterns = [shards[0], shards[2], str(tmp_path / "bad.tar")]
+    batches = loader(patterns, weights=[1.0, 0.5, 1.0], lookahead=1)
+    for _ in batches:
+        if batches.epoch >= 12:
+            break
+    counts = batches.source_counts
+    assert list(counts) == patterns
+    assert counts[patterns[0]]["used"] == pytest.approx(12 * 14, abs=14)
+    assert counts[patterns[1]]["used"] == pytest.approx(6 * 18, abs=18)
+    assert counts[patterns[2]]["used"] == 0
+    assert set(counts[patterns[2]]["skipped"]) == {"undecodable image"}
+    assert batches.counts["used"] == counts[patterns[0]]["used"] + counts[patterns[1]]["used"]
+
+
+def test_a_mixture_is_dealt_again_without_loss(shards):
+    """Visits are numbered without gaps, so no draw of a sample is missed or comes twice."""
+    weights = [1.0, 1.0, 1.5]
+    reference = Counter()
+    for batch in islice(loader(shards, weights=weights), 60):
+        reference.update(pairs_of(batch))
+    old = loader(shards, weights=weights)
+    seen = Counter(pair for batch in islice(old, 7) for pair in pairs_of(batch))
+    for rank, state in enumerate(deal_again([json.loads(json.dumps(old.state()))], 2, 0)):
+        new = loader(shards, rank, 2, weights=weights)
+        new.load_state(state)
+        for batch in islice(new, 20):
+            seen.update(pairs_of(batch))
+    assert set(seen.values()) == {1}
+    assert set(seen) <= set(reference)
+
+
+def test_a_total_of_faults_ends_it(tmp_path):
+    bad = [{"__key__": f"x{n}", "jpg": b"bad", "txt": "a"} for n in range(3)]
+    write_shard(tmp_path / "s.tar", [*bad, *(pair(f"good{n}", n) for n in range(10))])
+    with pytest.raises(DataError, match=r"max_faults reached: 10 skipped: undecodable image: 10"):
+        for _ in loader([str(tmp_path)], max_faults=10):
+            pass
+
+
 def test_random_numbers_of_others_are_left_alone(shards):
     torch.manual_seed(0)
     expected = torch.rand(3).tolist()
@@ -264,7 +318,7 @@ def test_dealt_again_nothing_is_lost_or_seen_twice(
     for rank in range(ranks):
         new = loader(shards, rank, ranks, num_workers=workers, **settings)
         new.load_state(dealt[rank])
-        totals["used"] += new.counts.used
+        totals["used"] += new.counts["used"]
         for batch in new:
             seen.update(pairs_of(batch))
             if new.epoch >= 4:
@@ -284,7 +338,9 @@ def test_a_state_must_fit(shards, tmp_path):
     with pytest.raises(CheckpointError, match="rank 0, this run has 1"):
         loader(shards, 1, 2).load_state(loader(shards, 0, 2).state())
     for other in (loader(shards[:2]), loader(shards, seed=1), loader(shards, blocks_per_shard=4)):
-        with pytest.raises(CheckpointError, match="other shards, another seed or another blocks_per_shard"):
+        with pytest.raises(
+            CheckpointError, match="other shards, another seed or another blocks_per_shard, weights"
+        ):
             other.load_state(state)
     with pytest.raises(CheckpointError, match=r"states of all ranks of one run, found those of \[0\]"):
         deal_again([loader(shards, 0, 2).state()], 1, 0)
@@ -312,15 +368,16 @@ def test_bad_samples_are_counted_and_skipped(tmp_path, workers):
             break
     assert {key for key in keys if key.startswith("0/")} == {f"0/good{number}" for number in range(15)}
     counts = batches.counts
-    assert set(counts.skipped) == {
+    skipped = counts["skipped"]
+    assert set(skipped) == {
         "undecodable image", "empty caption", "no caption", "no image", "truncated shard"
     }  # fmt: skip
     # Two epochs are behind us, and the third may have met some of them too.
-    assert 4 <= counts.skipped["undecodable image"] <= 6
-    assert all(2 <= counts.skipped[cause] <= 3 for cause in ("no image", "truncated shard"))
-    assert counts.used == keys.total()
+    assert 4 <= skipped["undecodable image"] <= 6
+    assert all(2 <= skipped[cause] <= 3 for cause in ("no image", "truncated shard"))
+    assert counts["used"] == keys.total()
     waiting = sum(len(worker["waiting"]) for worker in batches.state()["workers"])
-    assert counts.read == counts.used + waiting + sum(counts.skipped.values())
+    assert counts["read"] == counts["used"] + waiting + sum(skipped.values())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -425,6 +482,13 @@ def test_no_shard_is_an_error(tmp_path):
         ("blocks_per_shard", 0),
         ("shuffle_window", 0),
         ("max_consecutive_faults", 0),
+        ("max_faults", -1),
+        ("max_pixels", 0),
+        ("max_bytes", 0),
+        ("weights", [1.0, 2.0]),
+        ("weights", [0.0]),
+        ("other_captions", {"json.a": 0.0}),
+        ("other_captions", {"txt": 1.0}),
         ("num_workers", -1),
         ("prefetch", 0),
     ],

@@ -24,7 +24,7 @@ def all_places(epoch, sizes=SIZES):
 
 
 def in_epoch(place: Place) -> tuple[int, int, int]:
-    return place.epoch, place.shard, place.entry
+    return place.visit, place.shard, place.entry
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 7, 40])
@@ -35,8 +35,8 @@ def test_every_sample_comes_once_an_epoch(num_workers, window):
     for worker in range(num_workers):
         epochs = -1
         for place in walk(worker, num_workers, window=window):
-            assert place.epoch >= epochs, "a worker is never back in an earlier epoch"
-            epochs = place.epoch
+            assert place.visit >= epochs, "a worker is never back in an earlier epoch"
+            epochs = place.visit
             if epochs > 2:
                 break
             seen[in_epoch(place)] += 1
@@ -53,7 +53,7 @@ def test_every_sample_comes_once_whatever_the_sizes(sizes, blocks, window, num_w
     seen = Counter()
     for worker in range(num_workers):
         for place in walk(worker, num_workers, sizes=sizes, blocks=blocks, window=window):
-            if place.epoch > 0:
+            if place.visit > 0:
                 break
             seen[in_epoch(place)] += 1
     assert seen == Counter(all_places(0, sizes))
@@ -109,3 +109,53 @@ def test_a_shard_that_has_changed_is_an_error():
     next(steps)
     with pytest.raises(CheckpointError, match=r"shard number 0 has changed: .* had 15 samples .* has 20"):
         walk(sizes=[40], blocks=2, window=1, state=steps.state())
+
+
+def visits(weights, epochs, num_workers=1, blocks=2, **options):
+    """How often each sample comes on each of its visits within some epochs, and in which epochs."""
+    order = BlockOrder(num_shards=len(weights), blocks_per_shard=blocks, seed=0, weights=weights, **options)
+    seen, by_epoch = Counter(), Counter()
+    for worker in range(num_workers):
+        for place in Walk(order, num_workers, 3, lambda shard: 6, first_walk(worker)):
+            if order.epoch(place.position) >= epochs:
+                break
+            seen[place.visit, place.shard, place.entry] += 1
+            by_epoch[order.epoch(place.position), place.shard] += 1
+    return seen, by_epoch
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_weights_say_how_often_an_epoch_has_each_sample(num_workers):
+    seen, by_epoch = visits([1.0, 2.0, 0.5, 0.3], epochs=10, num_workers=num_workers)
+    assert set(seen.values()) == {1}, "each visit of a sample comes once"
+    totals = Counter()
+    for _, shard, _ in seen:
+        totals[shard] += 1
+    assert totals == {0: 60, 1: 120, 2: 30, 3: 18}
+    for epoch in range(10):
+        assert by_epoch[epoch, 0] == 6
+        assert by_epoch[epoch, 1] == 12
+    numbers = Counter((shard, entry) for _, shard, entry in seen)
+    for visit, shard, entry in seen:
+        assert visit < numbers[shard, entry], "visits are numbered without gaps"
+
+
+def test_equal_weights_of_one_change_nothing():
+    plain, weighted = (
+        list(islice(Walk(BlockOrder(num_shards=5, blocks_per_shard=3, seed=0, weights=weights), 1, 4,
+                         SIZES.__getitem__, first_walk(0)), 60))
+        for weights in ((), [1.0] * 5)
+    )  # fmt: skip
+    assert plain == weighted
+
+
+def test_resampling_draws_by_the_weights_and_never_draws_alike():
+    seen, _ = visits([1.0, 3.0], epochs=60, blocks=6, resampled=True)
+    totals = Counter()
+    for (_, shard, _), count in seen.items():
+        assert count == 1
+        totals[shard] += 1
+    assert totals.total() == 60 * 24
+    assert 0.68 < totals[1] / totals.total() < 0.82
+    distinct = {(shard, entry) for visit, shard, entry in seen if visit < 24}
+    assert len(distinct) < 12, "some blocks are drawn again before others come"

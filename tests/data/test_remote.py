@@ -54,7 +54,7 @@ def an_epoch(patterns, settings, workers=2):
             seen.update(batch.keys)
             if batches.epoch >= 3:
                 break
-        assert not batches.counts.skipped
+        assert not batches.counts["skipped"]
     return seen
 
 
