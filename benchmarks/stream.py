@@ -2,9 +2,9 @@
 
     python benchmarks/stream.py
 
-Makes 100,000 small samples (ten shards of 10,000; a JPEG of 48 x 64 pixels and a caption each), and reads them
-twice, in this one process. Prints the resident memory after 20,000 samples and after each further 20,000, and,
-with the state that the first epoch ends with, how long a new loader takes to restore it and give a batch.
+Makes 100,000 small samples (ten shards of 10,000; a JPEG of 48 x 64 pixels and a caption each), and reads
+them twice, in this one process. Prints the resident memory after every 20,000 samples; then how long a loader
+in a new process takes to go on where the first epoch ended, its first batch included.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import io
 import json
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +37,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_shards(Path(folder))
         batches = loader([folder], tokenizer)
-        state, marks = None, {}
+        state, marks = "", {}
         for _ in batches:
             used = batches.counts["used"]
             if used // STEP > len(marks):
                 marks[used] = psutil.Process().memory_info().rss / 2**20
                 print(f"{used:7} samples: {marks[used]:.0f} MiB", flush=True)
-            if state is None and batches.epoch > 0.9995:
+            if not state and batches.epoch > 0.9995:
                 state = json.dumps(batches.state())
-                print_restore([folder], tokenizer, state, used)
             if used >= 2 * NUM_SHARDS * SHARD_SIZE:
                 break
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            seconds = pool.submit(restore, [folder], tokenizer, state).result()
+    print(f"restored at the end of the first epoch: {seconds:.2f} s (wanted under 2)")
     first, *_, last = marks.values()
     print(f"memory: {100 * (last / first - 1):+.1f} % from {STEP} to {used} samples (wanted within 3 %)")
 
@@ -71,13 +75,14 @@ def loader(shards: list[str], tokenizer: Tokenizer) -> TrainLoader:
     return TrainLoader(config, tokenizer, patch_size=16, context_length=16, seed=0)
 
 
-def print_restore(shards: list[str], tokenizer: Tokenizer, state: str, used: int) -> None:
+def restore(shards: list[str], tokenizer: Tokenizer, state: str) -> float:
+    """The seconds from nothing to the first batch after a state."""
+    torch.set_num_threads(1)
     start = time.perf_counter()
     resumed = loader(shards, tokenizer)
     resumed.load_state(json.loads(state))
     next(iter(resumed))
-    seconds = time.perf_counter() - start
-    print(f"restored after {used} samples, with its first batch: {seconds:.2f} s (wanted under 2)")
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

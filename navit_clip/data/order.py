@@ -54,9 +54,9 @@ class BlockOrder:
     """The endless sequence of blocks.
 
     Of a shard of weight w, an epoch has each block w times, in the mean over epochs: a fraction is a share of
-    its blocks, other ones in each epoch, so that none is ever more than one ahead of another. The n-th time that
-    a block comes is its n-th visit, on which other things are drawn for its samples; where all weights are 1,
-    visits are epochs.
+    its blocks, other ones in each epoch, so that none is ever more than one ahead of another. The n-th time
+    that a block comes is its n-th visit, on which other things are drawn for its samples; where all weights
+    are 1, visits are epochs.
 
     Args:
         num_shards: in the data set.

@@ -93,6 +93,7 @@ def draws(shards, settings):
     return epochs
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # five workers on few cores
 @pytest.mark.parametrize(("ranks", "workers"), SETTINGS)
 def test_every_pair_once_an_epoch_with_the_same_draws(shards, draws, settings, ranks, workers):
     seen = Counter()
