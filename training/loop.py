@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from navit_clip.data import TrainLoader
+from navit_clip.data.transport import Transfer
 from navit_clip.distributed import World
 from navit_clip.errors import DivergenceError
 from navit_clip.loss import contrastive_loss
@@ -49,7 +50,7 @@ def train(
         evaluate(progress)
         return progress
     meter = Meter(world, config.data.tokens_per_batch)
-    batches = iter(loader)
+    batches, transfer = iter(loader), Transfer(world.device)
 
     while pairs < config.pairs:
         learning_rate = config.optimizer.learning_rate * learning_rate_share(
@@ -59,7 +60,7 @@ def train(
             with meter.waiting():
                 batch = next(batches)
             counts = world.counts(len(batch))
-            embeddings = engine.forward(batch.to(world.device))
+            embeddings = engine.forward(transfer(batch))
             loss = contrastive_loss(config.loss, embeddings, counts, world)
             engine.backward(loss)
             meter.add(batch, embeddings, loss)
