@@ -27,6 +27,7 @@ import matplotlib
 import numpy as np
 import torch
 
+from eval.model import PackedModel
 from eval.tasks import evaluate
 from navit_clip.config import load_config
 from navit_clip.data import read_samples
@@ -173,11 +174,11 @@ def run(variant: str, seed: int, operations: float, out: Path, world: World) -> 
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scored = {row["pairs"]: row["metrics"]["acc1"] for row in rows if row["kind"] == "eval"}
-    model, tokenizer = load_model(folder / "checkpoints" / latest.read_text().strip() / "model")
+    judged = PackedModel(*load_model(folder / "checkpoints" / latest.read_text().strip() / "model"))
     scores = {}
     for tokens in TOKENS:
         evaluation = replace(config.evaluation, tokens_per_image=tokens)
-        (result,) = evaluate(model, tokenizer, evaluation, world)
+        (result,) = evaluate(judged, evaluation, world)
         scores[str(tokens)] = result.metrics["acc1"]
     return Outcome(
         variant=variant,

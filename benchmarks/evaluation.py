@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -45,8 +46,13 @@ from navit_clip.tokenizer import load_tokenizer
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 PEER = "ViT-B-32"
-TEXT = {"width": 512, "depth": 12, "num_heads": 8, "mlp_dim": 2048}
-IMAGE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
+TEXT: dict[str, Any] = {"width": 512, "depth": 12, "num_heads": 8, "mlp_dim": 2048}
+IMAGE: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "intermediate_size": 1536,
+}
 SIDES = (64, 512)
 """Smallest and largest side of a picture, in pixels."""
 MOST_TOKENS = (SIDES[1] // 16) ** 2
@@ -98,7 +104,7 @@ def text_contenders(num_classes: int) -> dict[str, Callable[[], object]]:
 
 def image_contenders(num_images: int) -> dict[str, Callable[[], object]]:
     """Ours, then Hugging Face's."""
-    small = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 6, "intermediate_size": 64}
+    small = {**IMAGE, "num_hidden_layers": 1, "intermediate_size": 64}
     config = Siglip2Config(
         text_config=Siglip2TextConfig(**small, projection_size=384, bos_token_id=None, eos_token_id=None),
         vision_config=Siglip2VisionConfig(**IMAGE, patch_size=16, num_patches=256),

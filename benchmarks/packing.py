@@ -89,7 +89,8 @@ def drawn_lengths(of: Sequence[tuple[int, int]], number: int) -> list[int]:
     order = np.concatenate([random.permutation(len(of)) for _ in range(-(-number // len(of)))])
     for index in order[:number]:
         allowed = RESOLUTION.draw_tokens(random, 0.0, PATCH_SIZE)
-        rows, columns = RESOLUTION.grid(*of[index], PATCH_SIZE, allowed)
+        height, width = of[index]
+        rows, columns = RESOLUTION.grid(height, width, PATCH_SIZE, allowed)
         lengths.append(num_kept(rows * columns, DROP.draw_rate(random, 0.0, 0.0)))
     return lengths
 
