@@ -59,7 +59,8 @@ def packed_batch() -> Figure:
     num_rows = -(-len(batch) // num_columns)
     figure = pyplot.figure(figsize=(9, 1.55 * num_rows + 0.42 * num_lines), layout="constrained")
     parts = figure.subfigures(2, 1, height_ratios=(1.55 * num_rows, 0.42 * num_lines))
-    above, below = np.ravel(parts)
+    assert isinstance(parts, np.ndarray)
+    above, below = parts
     for index, axes in enumerate(above.subplots(num_rows, num_columns).flat):
         axes.axis("off")
         if index < len(batch):
