@@ -114,7 +114,7 @@ class Course:
         patch_size, seen = model.image.patch_size, (epoch + 0.5) * self._step
         lengths, texts = [], []
         for height, width, captions in self._samples:
-            texts.append(draw_text(captions, tuple(data.templates), random)[1])
+            texts.append(draw_text(captions, (), tuple(data.templates), random)[1])
             allowed = data.resolution.draw_tokens(random, seen, patch_size)
             size = data.augmentation.draw_view(random).size(height, width)
             rows, columns = data.resolution.grid(*size, patch_size, allowed)

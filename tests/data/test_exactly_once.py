@@ -1,0 +1,83 @@
+"""All real shards, three epochs, any ranks and workers: each good key once an epoch, and drawn alike."""
+
+import hashlib
+from collections import Counter
+from functools import cache
+
+import pytest
+
+from navit_clip.batch import lengths_of
+from navit_clip.data.loader import TrainLoader
+from navit_clip.data.resolution import ResolutionConfig
+from navit_clip.data.stream import DataConfig
+from tests.data_builders import small_tokenizer
+
+EPOCHS = 3
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.real_data,
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+]
+
+
+def draws_of(batch):
+    """(key, a digest of all that was drawn for it)."""
+    images, captions = batch.images, batch.captions
+    parts = [
+        images.grid.split(1),
+        images.position.split(lengths_of(images.offsets)),
+        images.patches.split(lengths_of(images.offsets)),
+        captions.ids.split(lengths_of(captions.offsets)),
+    ]
+    for key, *drawn in zip(batch.keys, *parts, strict=True):
+        digest = hashlib.blake2b(digest_size=16)
+        for part in drawn:
+            digest.update(part.numpy().tobytes())
+        yield key, digest.digest()
+
+
+def draws_on_all_ranks(shards, ranks, workers):
+    """How often each draw came, when every rank is well past the epochs looked at."""
+    config = DataConfig(
+        shards=[str(shards)],
+        other_captions={"json.classname": 1.0},
+        templates=["{}", "a photo of {}"],
+        resolution=ResolutionConfig(min_side=32, max_side=64),
+        tokens_per_batch=512,
+        lookahead=8,
+        num_workers=workers,
+    )
+    draws = Counter()
+    for rank in range(ranks):
+        loader = TrainLoader(config, small_tokenizer(), 16, 16, seed=0, rank=rank, world_size=ranks)
+        for batch in loader:
+            draws.update(draws_of(batch))
+            if loader.epoch >= EPOCHS + 1:
+                break
+    return draws
+
+
+@cache
+def epochs_of_draws(shards):
+    """From one uninterrupted stream, in which a key comes for the n-th time in the n-th epoch."""
+    draws = draws_on_all_ranks(shards, 1, 0)
+    times = Counter()
+    epochs = {}
+    for key, digest in draws:  # in the order of their first coming
+        epochs[key, digest] = times[key]
+        times[key] += 1
+    assert set(draws.values()) == {1}
+    assert min(times.values()) >= EPOCHS
+    return epochs, set(times)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 5])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_good_key_once_an_epoch_with_the_same_draws(real_shards, ranks, workers):
+    epochs, keys = epochs_of_draws(real_shards)
+    draws = draws_on_all_ranks(real_shards, ranks, workers)
+    assert set(draws.values()) == {1}, "no draw comes twice"
+    for epoch in range(EPOCHS):
+        found = Counter(key for key, digest in draws if epochs.get((key, digest)) == epoch)
+        assert set(found) == keys
+        assert set(found.values()) == {1}
