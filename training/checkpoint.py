@@ -1,49 +1,62 @@
 """Checkpoints: a whole folder per saved step, and a file that names the latest.
 
-    RUN/checkpoints/latest                    the name of the newest folder
-    RUN/checkpoints/step-00001000/model/      weights, config, tokenizer: what evaluation and export read
-    RUN/checkpoints/step-00001000/engine/     DeepSpeed's own files: weights, optimizer (pickled: only load
-                                              what your own runs wrote)
-    RUN/checkpoints/step-00001000/run.json    step, pairs, and each rank's place in the data
+    RUN/checkpoints/latest               the name of the newest folder
+    RUN/checkpoints/step-00001000/
+      model/                             weights, config, tokenizer: what evaluation and export read
+      weights.safetensors                the weights in training, where model/ holds their average
+      moments.safetensors                what the optimizer remembers of each weight
+      run.json                           step, pairs, every rank's place in the data, the size and digest
+                                         of every file
 
-A folder is written beside its place and renamed into it when every rank is done, and `latest` is replaced
-after that: whatever moment a run is killed at, the last checkpoint named there is whole.
+Weights and moments are whole, each under its own name, so that a run may go on at any number of ranks and any
+ZeRO stage; nothing is pickled. A folder is written beside its place, forced to the disk, and renamed into it;
+`latest` is replaced after that: whatever moment a run is killed at, what is named there is whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from navit_clip.config import load_config
+from safetensors.torch import save_file
+
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError
 from navit_clip.model import ClipConfig
-from navit_clip.tokenizer import Tokenizer, load_tokenizer, same_tokenizer
-from navit_clip.weights import CONFIG_FILE, TOKENIZER_FOLDER, config_differences, save_model
-from training.engine import Engine
+from navit_clip.tokenizer import Tokenizer
+from navit_clip.weights import save_weights
+from training.engine import Engine, EngineState
 
 LATEST = "latest"
+RECORD = "run.json"
+MOMENTS = "moments.safetensors"
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save, and what to keep. A run always saves when it ends."""
+    """When to save, and what to keep. A run always saves when it ends or is asked to stop."""
 
     every: int = 1000
     """Steps between checkpoints."""
     keep: int = 3
     """Newest checkpoints that stay; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides stay, too; 0 for none."""
 
     def __post_init__(self):
         if self.every < 1:
             raise ConfigError(f"every: expected at least 1, found {self.every}")
-        if self.keep < 0:
-            raise ConfigError(f"keep: expected at least 0, found {self.keep}")
+        for name in ("keep", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,112 +64,118 @@ class Progress:
     """How far a run has come."""
 
     step: int = 0
-    """Optimizer steps taken."""
+    """Steps taken, those skipped among them."""
     pairs: int = 0
     """Pairs trained on, over all ranks."""
 
 
-def save_checkpoint(
-    run: Path,
-    progress: Progress,
-    engine: Engine,
-    tokenizer: Tokenizer,
-    loader_state: Any,
-    world: World,
-    keep: int,
-) -> Path:
-    """Saves the run as it is after a step; all ranks call it together.
+class CheckpointWriter:
+    """Saves a run's checkpoints, one after the other, while the run goes on.
 
-    Returns:
-        The checkpoint's folder.
+    Only the copy of the state into the main rank's memory is waited for. Use it in a `with`: its end waits
+    for what is still being written.
+
+    Args:
+        run: the run's folder.
+        config: what to keep.
+        model_config: goes into model/.
+        tokenizer: goes into model/.
+        world: the ranks.
+        say: told of each checkpoint that is whole, on the main rank.
     """
-    folder = run / "checkpoints" / f"step-{progress.step:08d}"
-    partial = folder.with_name(f".{folder.name}.partial")
-    if world.is_main:
-        for stale in folder.parent.glob(".step-*.partial"):  # left by a run that was killed while saving
-            shutil.rmtree(stale)
-        partial.mkdir(parents=True)
-    world.barrier()
-    engine.save(partial)
-    model = engine.whole_model()
-    loaders = world.gather_objects(loader_state)
-    if world.is_main:
-        save_model(model, tokenizer, partial / "model")
+
+    def __init__(
+        self,
+        run: Path,
+        config: CheckpointConfig,
+        model_config: ClipConfig,
+        tokenizer: Tokenizer,
+        world: World,
+        say: Callable[[str], None],
+    ):
+        self._folder = run / "checkpoints"
+        self._config = config
+        self._model_config = model_config
+        self._tokenizer = tokenizer
+        self._world = world
+        self._say = say
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._thread:
+            self.wait()
+
+    def save(self, progress: Progress, engine: Engine, loader_state: Any) -> None:
+        """Saves the run as it is after a step; all ranks call it together.
+
+        Raises:
+            CheckpointError: the checkpoint before could not be written; says why, and which one is whole.
+        """
+        self.wait()
+        state = engine.state()
         record = {
             "step": progress.step,
             "pairs": progress.pairs,
-            "world_size": world.size,
+            "optimizer_steps": state.optimizer_steps,
+            "world_size": self._world.size,
             "zero_stage": engine.config.zero_stage,
-            "loaders": loaders,
+            "loaders": self._world.gather_objects(loader_state),
         }
-        (partial / "run.json").write_text(json.dumps(record))
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before naming it
-        partial.rename(folder)
-        name_latest(folder)
-        _discard_old(folder, keep)
-    world.barrier()
-    return folder
+        if self._world.is_main:
+            self._pending = self._thread.submit(self._write, record, state)
 
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk.
 
-def load_checkpoint(folder: Path, engine: Engine, tokenizer: Tokenizer, world: World) -> tuple[Progress, Any]:
-    """Restores weights and optimizer from a checkpoint folder; all ranks call it together.
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
-    Args:
-        folder: the checkpoint.
-        engine: what is restored.
-        tokenizer: the run's, which is to be the one that the checkpoint's text tower learned to read.
-        world: the ranks.
+    def latest(self) -> str:
+        """The newest whole checkpoint, in words."""
+        name = self._folder / LATEST
+        return str(self._folder / name.read_text().strip()) if name.exists() else "none"
 
-    Returns:
-        How far the run had come, and this rank's loader state.
-
-    Raises:
-        CheckpointError: the folder is not whole, or was saved by another model, with another tokenizer, or at
-            another world size or ZeRO stage.
-    """
-    try:
-        record = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: not a checkpoint: there is no run.json in it") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{folder}/run.json: not readable as JSON: {error}") from error
-    check_same_model(folder, engine.model_config)
-    if not same_tokenizer(load_tokenizer(folder / "model" / TOKENIZER_FOLDER), tokenizer):
-        raise CheckpointError(
-            f"{folder}: saved by a run with another tokenizer, so its text tower would read other words; set "
-            f"tokenizer={folder / 'model' / TOKENIZER_FOLDER}"
-        )
-    for name, found, expected in (
-        ("ranks", record["world_size"], world.size),
-        ("engine.zero_stage", record["zero_stage"], engine.config.zero_stage),
-    ):
-        if found != expected:
+    def _write(self, record: dict[str, Any], state: EngineState) -> None:
+        folder = self._folder / f"step-{record['step']:08d}"
+        partial = folder.with_name(f".{folder.name}.partial")
+        for stale in self._folder.glob(".step-*.partial"):  # left by a run that was killed while saving
+            shutil.rmtree(stale)
+        try:
+            partial.mkdir(parents=True)
+            model = state.average or state.weights
+            save_weights(model, self._model_config, self._tokenizer, partial / "model")
+            if state.average:
+                save_file(state.weights, partial / WEIGHTS)
+            save_file(state.moments, partial / MOMENTS)
+            (partial / RECORD).write_text(json.dumps({**record, "files": _manifest(partial)}))
+            _force_to_disk(partial)
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before naming it
+            partial.rename(folder)
+            name_latest(folder)
+        except Exception as error:  # safetensors has its own for a full disk
+            shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
-                f"{folder}: saved with {name} {found}, this run has {expected}; run it alike"
-            )
-    engine.load(folder)
-    return Progress(record["step"], record["pairs"]), record["loaders"][world.rank]
+                f"{folder}: could not be saved: {error}; the last whole checkpoint is {self.latest()}"
+            ) from error
+        self._discard_old(folder)
+        self._say(f"saved {folder}")
 
-
-def check_same_model(folder: Path, expected: ClipConfig) -> None:
-    """Raises CheckpointError, naming each setting that differs, where a checkpoint is of another model."""
-    found = load_config(ClipConfig, folder / "model" / CONFIG_FILE)
-    if differences := list(config_differences(found, expected, "model")):
-        raise CheckpointError(f"{folder}: a checkpoint of another model: {'; '.join(differences)}")
-
-
-def find_checkpoint(run: Path, asked: str) -> Path:
-    """The folder that `--resume` means: `latest` of the run, or a path.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if asked != LATEST:
-        return Path(asked)
-    latest = run / "checkpoints" / LATEST
-    if not latest.exists():
-        raise CheckpointError(f"{run}: nothing to resume: there is no {latest}")
-    return latest.parent / latest.read_text().strip()
+    def _discard_old(self, newest: Path) -> None:
+        """Of the checkpoints up to `newest`; those of later steps, from before a resume, do not count."""
+        saved = sorted(folder for folder in self._folder.glob("step-*") if folder.name <= newest.name)
+        keep, keep_every = self._config.keep, self._config.keep_every
+        for folder in saved[:-keep] if keep else []:
+            step = int(folder.name.removeprefix("step-"))
+            if not keep_every or step % keep_every:
+                shutil.rmtree(folder)
 
 
 def name_latest(folder: Path) -> None:
@@ -167,10 +186,32 @@ def name_latest(folder: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder.with_name(LATEST))
+    _fsync(folder.parent)
 
 
-def _discard_old(newest: Path, keep: int) -> None:
-    """Leaves `keep` checkpoints up to `newest`; those of later steps, from before a resume, do not count."""
-    saved = sorted(folder for folder in newest.parent.glob("step-*") if folder.name <= newest.name)
-    for folder in saved[:-keep] if keep else []:
-        shutil.rmtree(folder)
+def digest(file: Path) -> str:
+    """Of a file's contents, to notice what a disk or a copy did to it."""
+    found = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as contents:
+        while part := contents.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def _manifest(folder: Path) -> dict[str, list[Any]]:
+    """Size and digest of every file, by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): [path.stat().st_size, digest(path)] for path in files}
+
+
+def _force_to_disk(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

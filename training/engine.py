@@ -1,4 +1,4 @@
-"""DeepSpeed behind a few words: forward, backward, step, save, load. The one file that imports it.
+"""DeepSpeed behind a few words: embed, backward, step, state, restore. The one file that imports it.
 
 DeepSpeed's own JSON is generated here from the run's config and from nothing else. On machines without a
 GPU the same engine runs on the CPU with gloo.
@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from navit_clip.batch import Batch, Embeddings
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError
 from navit_clip.model import ClipConfig, NavitClip
+from training.average import MovingAverage
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -28,12 +30,22 @@ if not torch.cuda.is_available():
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 import deepspeed  # noqa: E402
-from deepspeed.utils import logger as deepspeed_logger  # noqa: E402
+from deepspeed.utils import (  # noqa: E402
+    logger as deepspeed_logger,
+)
+from deepspeed.utils import (  # noqa: E402
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
 
 deepspeed_logger.setLevel(logging.WARNING)
 # Between CPU ranks of one machine DeepSpeed would compile an op for shared memory, half a minute with a C++
 # compiler and ninja on the PATH, and without them an error. Gloo does the same work.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW remembers of each weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +54,34 @@ class EngineConfig:
 
     zero_stage: int = 0
     """DeepSpeed ZeRO: 0 replicates; 1 shards optimizer states, 2 gradients too, 3 weights too."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state, and take its steps, in the host's memory; for ZeRO 1 to 3."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: matrix products and attention in bfloat16 under autocast; weights, norms, the logits and
     the optimizer stay in fp32. fp32: everything, for CPUs and for tests."""
     accumulation: int = 1
-    """Batches per optimizer step and rank. Each is contrasted on its own and the gradients are averaged."""
+    """Batches per optimizer step and rank, all contrasted with each other: the gradient is that of one batch
+    as large as all of them, for one more forward of each."""
     gradient_clipping: float = 1.0
     """Largest norm of the gradient of all parameters; 0 clips nothing."""
+    average_decay: float = 0.0
+    """Share of a moving average of the weights that stays at each step. The average is then what is
+    evaluated, saved as the model and exported; 0 keeps none."""
+    max_skipped_steps: int = 5
+    """Steps in a row whose gradient is not finite, which are skipped, after which a run stops."""
 
     def __post_init__(self):
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigError(f"zero_stage: expected 0, 1, 2 or 3, found {self.zero_stage}")
-        if self.accumulation < 1:
-            raise ConfigError(f"accumulation: expected at least 1, found {self.accumulation}")
+        if self.offload_optimizer and not self.zero_stage:
+            raise ConfigError("offload_optimizer: needs zero_stage 1, 2 or 3, found 0")
+        for name in ("accumulation", "max_skipped_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if self.gradient_clipping < 0:
             raise ConfigError(f"gradient_clipping: expected at least 0, found {self.gradient_clipping}")
+        if not 0 <= self.average_decay < 1:
+            raise ConfigError(f"average_decay: expected in [0, 1), found {self.average_decay}")
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -64,10 +89,24 @@ class EngineConfig:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """All that an engine remembers, whole and in the host's memory, whatever the ranks and the ZeRO stage."""
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """By the names of the model's parameters."""
+    average: Mapping[str, Tensor] = field(default_factory=dict)
+    """The moving average of the weights, where one is kept."""
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
+    """NAME.exp_avg and NAME.exp_avg_sq of every weight that is trained."""
+    optimizer_steps: int = 0
+    """Steps that the optimizer has taken: skipped ones are not among them."""
+
+
 class Engine:
     """A model and its optimizer under DeepSpeed, on every rank.
 
-    Call `forward` and `backward` for each of `accumulation` batches, then `step`.
+    Call `embed` and `backward` for each of `accumulation` batches, then `step`.
     """
 
     def __init__(
@@ -75,8 +114,10 @@ class Engine:
     ):
         self.config = config
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, launched or not
+        self._world = world
         self._module = model.to(world.device)
         self._module.compute_dtype = config.compute_dtype
+        self._norm = 0.0
         self._optimizer: Any  # one of DeepSpeed's wrappers, or at stage 0 the optimizer itself
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what nobody asked for
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -85,93 +126,215 @@ class Engine:
                 config=deepspeed_config(config),
                 dist_init_required=False,
             )
+        self._base_optimizer = optimizer
+        self._parameters = dict(self._module.named_parameters())
+        self._average = MovingAverage(self._shares(), config.average_decay) if config.average_decay else None
 
     @property
     def model_config(self) -> ClipConfig:
         """Of the model that is trained."""
         return self._module.config
 
-    def forward(self, batch: Batch) -> Embeddings:
-        """The model's embeddings of a batch, with graph."""
+    def embed(self, batch: Batch) -> Embeddings:
+        """The model's embeddings of a batch, with graph unless gradients are off."""
         return self._engine(batch)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Adds a batch's gradient to the step's; ranks are averaged."""
-        self._engine.backward(loss)
-        if self._engine.is_gradient_accumulation_boundary() and self.config.zero_stage == 0:
-            gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-            self._norm_at_stage_0 = torch.nn.utils.get_total_norm(gradients)
+    def backward(self, loss: Tensor) -> None:
+        """Adds a batch's gradient to the step's; ranks are averaged, batches summed."""
+        self._engine.backward(loss, scale_wrt_gas=False)
         # DeepSpeed counts batches in step(), which leaves the weights alone before the last one.
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
 
-    def step(self, learning_rate: float) -> None:
-        """Clips, updates the weights, clears the gradients."""
+    def step(self, learning_rate: float) -> bool:
+        """Clips, updates the weights and their average, clears the gradients.
+
+        Returns:
+            Whether it did. Where the gradient of any rank is not finite the weights stay as they are, on all
+            ranks alike: what is looked at is the norm over all ranks, which clipping needs anyway.
+        """
         assert self._engine.is_gradient_accumulation_boundary(), "batches are still missing from this step"
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["learning_rate_share"]
-        self._engine.step()
+        if self.config.zero_stage:
+            self._engine.step()
+            applied = self._engine.was_step_applied()
+            norm = float(self._engine.get_global_grad_norm() or 0.0)
+        else:
+            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            applied = math.isfinite(norm)
+            if applied:
+                self._engine.step()
+            else:
+                self._module.zero_grad()
+                self._engine.micro_steps += 1
+        if applied:
+            self._norm = norm
+            if self._average is not None:
+                self._average.update(self._shares())
+        return applied
 
     def gradient_norm(self) -> float:
-        """The norm of the last step's gradient, before clipping; waits for the device."""
-        if self.config.zero_stage == 0:
-            return float(self._norm_at_stage_0)
-        norm = self._engine.get_global_grad_norm()
-        assert norm is not None, "no step was taken yet"
-        return float(norm)
+        """The norm of the gradient of the last step that was not skipped, before clipping."""
+        return self._norm
 
     def whole_model(self) -> NavitClip:
-        """The weights as they are now, in a model without DeepSpeed's hooks, on every rank.
+        """The weights as they are now, or their average, in a model without DeepSpeed's hooks, on every rank.
 
         Where weights are sharded (ZeRO-3) this gathers a copy, which all ranks must ask for together.
         Evaluation then runs each rank at its own pace.
         """
-        if self.config.zero_stage < 3:
+        if self.config.zero_stage < 3 and self._average is None:
             return self._module
-        with deepspeed.zero.GatheredParameters(list(self._module.parameters())):
-            weights = {name: value.detach().clone() for name, value in self._module.named_parameters()}
+        weights = dict(self._whole_weights() if self._average is None else self._whole_average())
         with torch.device("meta"):  # no random draws: the run's own stay as they were
             whole = NavitClip(self._module.config)
         whole.compute_dtype = self.config.compute_dtype
         whole.load_state_dict(weights, assign=True)
         return whole
 
-    def save(self, folder: Path) -> None:
-        """Writes weights, optimizer and step count below a folder; every rank calls it."""
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._engine.save_checkpoint(
-                str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=False
-            )
+    def state(self) -> EngineState:
+        """All that `restore` needs, on the main rank, and nothing on the others; all ranks call it."""
+        state = EngineState(
+            weights=self._on_host(self._whole_weights()),
+            average=self._on_host(self._whole_average()),
+            moments=self._on_host(self._whole_moments()),
+            optimizer_steps=self._optimizer_steps(),
+        )
+        return state if self._world.is_main else EngineState()
 
-    def load(self, folder: Path) -> None:
-        """Restores what `save` wrote, bit for bit, at the same ZeRO stage and number of ranks.
+    def restore(self, state: EngineState) -> None:
+        """Goes on where `state` was taken, by whatever ranks and ZeRO stage; every rank has the whole of it.
 
-        Weight decay and all else that the run's config says of the optimizer stays as it is now.
+        The model had the state's weights when the engine was made. Rates, decay and all else that the run's
+        config says of the optimizer stays as it is.
 
         Raises:
-            CheckpointError: the files are missing or broken, or were written by another stage or world size.
+            CheckpointError: a weight that is trained has no moments there.
         """
-        groups = self._optimizer.param_groups
-        settings = [{name: group[name] for name in group if name != "params"} for group in groups]
-        try:
-            path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
-        except (OSError, EOFError, UnpicklingError, AssertionError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{folder}: DeepSpeed cannot restore it: {error}") from error
-        if path is None:
-            raise CheckpointError(f"{folder}: no engine state of DeepSpeed in it")
-        for group, own in zip(self._optimizer.param_groups, settings, strict=True):
-            group.update(own)
+        if self._average is not None and state.average:  # else it starts now, as the weights are
+            for value, (name, parameter) in zip(self._average.values, self._parameters.items(), strict=True):
+                value.copy_(self._share(state.average[name].to(value.device), parameter))
+        if not state.optimizer_steps:
+            return
+        for owned in self._owned():
+            self._base_optimizer.state[owned] = {
+                "step": torch.tensor(float(state.optimizer_steps), device=owned.device),
+                **{moment: torch.zeros_like(owned) for moment in MOMENTS},
+            }
+        self._link_moments()
+        for name, parameter in self._parameters.items():
+            if not parameter.requires_grad:
+                continue
+            for moment in MOMENTS:
+                value = state.moments.get(f"{name}.{moment}")
+                if value is None:
+                    raise CheckpointError(f"{name}: no {moment} of the optimizer's: was it frozen then?")
+                value = value.to(self._world.device)
+                if self.config.zero_stage == 3:  # DeepSpeed's own cut of a whole one forgets the padding
+                    safe_set_local_optimizer_state(parameter, self._share(value, parameter), moment)
+                elif self.config.zero_stage:
+                    safe_set_full_optimizer_state(parameter, value, moment)
+                else:
+                    self._base_optimizer.state[parameter][moment].copy_(value)
+
+    def _link_moments(self) -> None:
+        """Tells DeepSpeed, at stages 1 and 2, where each weight's moments lie in the flat ones.
+
+        It does so by itself after the first group of weights has been stepped on for the first time, when the
+        groups after it have no moments yet, and never again.
+        """
+        if self.config.zero_stage in (1, 2):
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _owned(self) -> list[nn.Parameter]:
+        """What the optimizer itself steps on: this rank's share of the weights, flat at stages 1 to 3."""
+        if not self.config.zero_stage:
+            return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+        if self.config.zero_stage == 3:
+            return self._optimizer.fp32_partitioned_groups_flat
+        return self._optimizer.single_partition_of_fp32_groups
+
+    def _optimizer_steps(self) -> int:
+        states = [self._base_optimizer.state.get(owned) for owned in self._owned()]
+        return max((int(state["step"]) for state in states if state), default=0)
+
+    def _whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._parameters.items():
+            yield name, self._whole(parameter)
+
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        if self.config.zero_stage < 3:
+            return parameter.detach()
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+    def _whole_average(self) -> Iterator[tuple[str, Tensor]]:
+        if self._average is not None:
+            for value, (name, parameter) in zip(self._average.values, self._parameters.items(), strict=True):
+                yield name, self._joined(value, parameter)
+
+    def _whole_moments(self) -> Iterator[tuple[str, Tensor]]:
+        if not self._optimizer_steps():
+            return
+        self._link_moments()
+        for name, parameter in self._parameters.items():
+            if not parameter.requires_grad:
+                continue
+            for moment in MOMENTS:
+                if self.config.zero_stage:
+                    value = safe_get_full_optimizer_state(parameter, moment)
+                    assert value is not None
+                else:
+                    value = self._base_optimizer.state[parameter][moment]
+                yield f"{name}.{moment}", value
+
+    def _on_host(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies on the main rank, one after the other: no device holds more than one of them whole."""
+        copies = {}
+        for name, tensor in tensors:
+            if self._world.is_main:
+                copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        return copies
+
+    def _shares(self) -> list[Tensor]:
+        """This rank's share of every weight: all of it below stage 3."""
+        if self.config.zero_stage < 3:
+            return list(self._parameters.values())
+        return [parameter.ds_tensor for parameter in self._parameters.values()]  # type: ignore[attr-defined]
+
+    def _share(self, whole: Tensor, parameter: Any) -> Tensor:
+        """This rank's share of a whole tensor of a weight's shape."""
+        if self.config.zero_stage < 3:
+            return whole
+        size = parameter.ds_tensor.numel()
+        padded = whole.new_zeros(size * self._world.size)
+        padded[: whole.numel()] = whole.flatten()
+        return padded[size * self._world.rank : size * (self._world.rank + 1)]
+
+    def _joined(self, share: Tensor, parameter: Any) -> Tensor:
+        """The opposite of `_share`; all ranks call it together."""
+        if self.config.zero_stage < 3:
+            return share
+        flat = self._world.gather_rows(share.flatten(), [share.numel()] * self._world.size)
+        return flat[: parameter.ds_numel].view(parameter.ds_shape)
 
 
 def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
     """DeepSpeed's own settings for ours."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         # A packed batch holds as many pairs as fit its tokens; DeepSpeed only wants a number here.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.gradient_clipping,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on the host, too, uncompiled
         # The model casts by itself, here and in evaluation; this has what ranks exchange cast, too.
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 2**31,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from navit_clip.batch import Batch, Embeddings
+from navit_clip.batch import Batch
 from navit_clip.data import TrainLoader
 from navit_clip.data.counts import total_by_source, total_counts
 from navit_clip.distributed import World
 from training.checkpoint import Progress
+from training.config import RunConfig
+from training.gradient import Contrast
+from training.utilisation import model_flops, peak_flops
 
 logger = logging.getLogger("navit_clip")
 LOG_FORMAT = logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%Y-%m-%d,%H:%M:%S")
@@ -31,9 +35,10 @@ LOG_FORMAT = logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%Y-
 class Meter:
     """Sums over the steps between two log lines, of this rank."""
 
-    def __init__(self, world: World, tokens_per_batch: int):
+    def __init__(self, config: RunConfig, world: World):
+        self._config = config
         self._world = world
-        self._tokens_per_batch = tokens_per_batch
+        self._peak = peak_flops(world.device, config.engine.compute_dtype)
         self._reset()
 
     @contextmanager
@@ -50,44 +55,67 @@ class Meter:
         yield
         self._start += time.perf_counter() - start
 
-    def add(self, batch: Batch, embeddings: Embeddings, loss: torch.Tensor) -> None:
-        """Counts a batch, and keeps what the loss made of it."""
-        self._batches += 1
-        self._pairs += len(batch)
-        self._image_tokens += batch.images.num_tokens
-        self._text_tokens += batch.captions.num_tokens
-        self._longest_waits += batch.longest_wait
-        self._loss = self._loss + loss.detach()
-        self._scale_and_bias = torch.cat([embeddings.logit_scale, embeddings.logit_bias]).detach()
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is a step to tell of: one that was not skipped."""
+        return self._steps > 0
+
+    def add(self, batches: Sequence[Batch], contrast: Contrast, applied: bool) -> None:
+        """Counts a step's batches, on the host, and what the loss made of them, unless it was skipped."""
+        if not applied:
+            self._skipped += 1
+            return
+        self._steps += 1
+        self._batches += len(batches)
+        for batch in batches:
+            self._pairs += len(batch)
+            self._image_tokens += batch.images.num_tokens
+            self._text_tokens += batch.captions.num_tokens
+            self._longest_waits += batch.longest_wait
+            self._flops += model_flops(self._config.model, self._config.optimizer, batch)
+        self._loss = self._loss + contrast.loss
+        self._scale_and_bias = torch.cat([contrast.logit_scale, contrast.logit_bias])
 
     def row(self) -> dict[str, float]:
         """Means over all ranks, t and b as they are now, since the last call; all ranks call it together."""
         seconds = time.perf_counter() - self._start
         own = [self._batches, self._pairs, self._image_tokens, self._text_tokens, self._longest_waits]
-        own += [self._waited, seconds, float(self._loss)]
+        own += [self._flops, self._waited, seconds, float(self._loss) / self._steps]
         totals = self._world.sum(torch.tensor(own, dtype=torch.float64)).tolist()
-        batches, pairs, image_tokens, text_tokens, longest_waits, waited, rank_seconds, loss = totals
+        batches, pairs, image_tokens, text_tokens, longest_waits, flops, waited, rank_seconds, loss = totals
         logit_scale, logit_bias = self._scale_and_bias.tolist()
+        skipped, memory = self._skipped, max(self._world.gather_objects(_memory(self._world.device)))
         self._reset()
         return {
-            "loss": loss / batches,
+            "loss": loss / self._world.size,
             "logit_scale": logit_scale,
             "logit_bias": logit_bias,
+            "skipped_steps": skipped,
             "pairs_per_second": pairs / seconds,
             "tokens_per_second": (image_tokens + text_tokens) / seconds,
             "seconds_per_batch": rank_seconds / batches,
             "data_wait": waited / rank_seconds,
-            "fill": image_tokens / (batches * self._tokens_per_batch),
+            "flops_utilisation": flops / (rank_seconds * self._peak),
+            "memory_gib": memory,
+            "fill": image_tokens / (batches * self._config.data.tokens_per_batch),
             "images_per_batch": pairs / batches,
             "text_tokens_per_batch": text_tokens / batches,
             "packing_wait": longest_waits / batches,
         }
 
     def _reset(self) -> None:
+        self._steps = self._skipped = 0
         self._batches = self._pairs = self._image_tokens = self._text_tokens = self._longest_waits = 0
+        self._flops = self._waited = 0.0
         self._loss: torch.Tensor | float = 0.0
-        self._waited = 0.0
         self._start = time.perf_counter()
+
+
+def _memory(device: torch.device) -> float:
+    """The most that this rank has held so far, in GiB: of its GPU, or of the host where it runs there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def samples_row(loader: TrainLoader, world: World) -> dict[str, Any]:
@@ -178,6 +206,7 @@ def train_line(row: dict[str, Any], total_pairs: int, world_size: int) -> str:
         f"LR: {row['learning_rate']:.6f} "
         f"Logit Scale: {row['logit_scale']:.3f} Logit Bias: {row['logit_bias']:.3f} "
         f"Gradient Norm: {row['gradient_norm']:.3f} "
+        f"MFU: {100 * row['flops_utilisation']:.1f}% Memory: {row['memory_gib']:.1f}GiB "
         f"Fill: {100 * row['fill']:.1f}% Images: {row['images_per_batch']:.1f} "
         f"Loss: {row['loss']:.5g}"
     )

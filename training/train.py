@@ -22,40 +22,42 @@ from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
 from navit_clip.model import NavitClip, choose_backend
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
-from training.checkpoint import LATEST, Progress, find_checkpoint, load_checkpoint, name_latest
+from training.checkpoint import LATEST, CheckpointWriter, Progress, name_latest
 from training.config import RunConfig
 from training.engine import Engine
 from training.initial_weights import load_initial_weights
-from training.loop import train
+from training.loop import End, train
 from training.metrics import Recorder
 from training.optimizer import freeze_towers, make_optimizer
+from training.resume import find_checkpoint
+from training.stop import STOPPED, StopRequest
 from training.validation import validation_loss
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains; the exit code is 0. Errors are NavitClipErrors."""
+    """Trains; the exit code is 0, or STOPPED where the run was asked to stop. Errors are NavitClipErrors."""
     arguments = _parser().parse_intermixed_args(argv)
     config = load_config(RunConfig, arguments.config, arguments.overrides)
     with World.join() as world:
-        run_training(config, world, resume=arguments.resume)
-    return 0
+        end = run_training(config, world, resume=arguments.resume)
+    return STOPPED if end.stopped else 0
 
 
-def run_training(config: RunConfig, world: World, resume: str | None = None) -> Progress:
+def run_training(config: RunConfig, world: World, resume: str | None = None) -> End:
     """Builds everything that a config names and trains to its end.
 
     Args:
         config: the run.
         world: the ranks; all call this together.
-        resume: a checkpoint folder, "latest" for the run's own newest one, or None to start afresh.
+        resume: what `find_checkpoint` takes, or None to start afresh.
 
     Raises:
         NavitClipError: the config, the data or the checkpoint cannot be used; says what and where.
     """
     run = Path(config.folder)
     _check_folder(run)
-    checkpoint = None if resume is None else find_checkpoint(run, resume)
-    own = checkpoint is not None and run.resolve() in checkpoint.resolve().parents
+    checkpoint, passed_over = (None, []) if resume is None else find_checkpoint(run, resume, world)
+    own = checkpoint is not None and run.resolve() in checkpoint.folder.resolve().parents
     if (run / "checkpoints" / LATEST).exists() and not own:
         raise CheckpointError(
             f"{run}: holds a run already; go on with --resume latest, or set another folder="
@@ -79,6 +81,9 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     model = NavitClip(config.model)
     if checkpoint is None:
         load_initial_weights(config.init_from, model, tokenizer)
+    else:
+        checkpoint.check_fits(config.model, tokenizer)
+        checkpoint.load_weights(model)
     freeze_towers(config.optimizer, model)
     sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
     optimizer = make_optimizer(config.optimizer, model, config.init_from.undecayed)
@@ -86,10 +91,11 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     progress = Progress()
     origin = ", ".join(f"{tower} tower from {folder}" for tower, folder in config.init_from.folders.items())
     if checkpoint is not None:
-        progress, loader_state = load_checkpoint(checkpoint, engine, tokenizer, world)
-        loader.load_state(loader_state)
-        origin = f"from {checkpoint}"
-        later = [folder for folder in checkpoint.parent.glob("step-*") if folder.name > checkpoint.name]
+        checkpoint.restore(engine)
+        progress = checkpoint.progress
+        origin = f"from {checkpoint.folder}{checkpoint.place(loader, config.data.num_workers, world)}"
+        folders = checkpoint.folder.parent.glob("step-*")
+        later = [folder for folder in folders if folder.name > checkpoint.folder.name]
         if own and later:
             origin += f", whose {len(later)} later checkpoints it replaces as it comes to them"
         elif not own:
@@ -99,8 +105,10 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / "config.yaml")
         if checkpoint is not None and own:  # gone back to: later steps are of an abandoned branch
-            name_latest(checkpoint)
+            name_latest(checkpoint.folder)
     recorder = Recorder(run, progress, config.pairs, world)
+    for reason in passed_over:
+        recorder.say(f"passed over: {reason}")
     recorder.say(
         f"{run}: {sum(size for size, _ in sizes):.1f}M parameters, "
         f"{sum(size for size, trained in sizes if trained):.1f}M trained, ZeRO {config.engine.zero_stage}, "
@@ -108,16 +116,19 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         f"{origin or 'from the start'}"
     )
     try:
-        return train(
-            config,
-            engine,
-            loader,
-            tokenizer,
-            recorder,
-            lambda at: _evaluate(config, engine, tokenizer, recorder, at, world),
-            progress,
-            world,
-        )
+        writer = CheckpointWriter(run, config.checkpoint, config.model, tokenizer, world, recorder.say)
+        with writer as checkpoints, StopRequest.listening(world) as stop:
+            return train(
+                config,
+                engine,
+                loader,
+                checkpoints,
+                recorder,
+                lambda at: _evaluate(config, engine, tokenizer, recorder, at, world),
+                stop,
+                progress,
+                world,
+            )
     finally:
         _say_counts(loader, recorder, world)
         recorder.close()
@@ -190,8 +201,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.add_argument(
         "--resume",
-        metavar="latest|CHECKPOINT",
-        help="go on from the run's latest checkpoint, or from the one named",
+        metavar="auto|latest|CHECKPOINT",
+        help="go on from the run's latest checkpoint, or from the one named; auto: from the newest that is "
+        "whole, or from the start where there is none yet",
     )
     parser.add_argument(
         "--local_rank",

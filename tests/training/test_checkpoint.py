@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
+import signal
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+import training.loop
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
 from navit_clip.tokenizer import train_tokenizer
@@ -19,11 +26,18 @@ from tests.training_builders import small_run
 from training.checkpoint import CheckpointConfig
 from training.config import RunConfig
 from training.engine import EngineConfig
+from training.gradient import accumulate_gradient
+from training.resume import find_checkpoint
 from training.train import run_training
 
 CHECKPOINT = CheckpointConfig(every=2, keep=0)
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 EXACT = ("loss", "gradient_norm", "logit_scale", "logit_bias", "learning_rate", "pairs", "epoch")
 EXACT += ("fill", "images_per_batch", "text_tokens_per_batch", "packing_wait")
+
+
+def fp32(**settings: Any) -> EngineConfig:
+    return EngineConfig(precision="fp32", **settings)
 
 
 def rows(run: Path) -> list[dict]:
@@ -155,10 +169,9 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
     nowhere = replace(config.validation, data=replace(config.validation.data, shards=["nowhere.tar"]))
     wider = replace(config.model, image=replace(config.model.image, depth=1))
     foreign, broken, lost = (shutil.copytree(run, tmp_path / name) for name in ("foreign", "broken", "lost"))
-    for file in (resolve_model_folder(broken).parent / "engine").iterdir():
-        file.write_bytes(b"")
+    with (resolve_model_folder(broken).parent / "moments.safetensors").open("ab") as file:
+        file.write(b"0")
     (lost / "checkpoints" / "latest").write_text("step-99999999")
-    stage = EngineConfig(zero_stage=1, precision="fp32")
     other_tokenizer = tmp_path / "tokenizer of other captions"
     train_tokenizer(["an owl sits on the old oak", "two hares in the snow"], 512).save(other_tokenizer)
 
@@ -175,9 +188,8 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
             None,
             {"folder": f"{__file__}/run"},
         ),
-        ("saved with engine.zero_stage 0, this run has 1", "latest", {"engine": stage}),
         ("the checkpoint's place in the data", "latest", {"data": replace(config.data, blocks_per_shard=3)}),
-        ("DeepSpeed cannot restore it", "latest", {"folder": str(broken)}),
+        ("not whole: moments.safetensors is not as it was written", "latest", {"folder": str(broken)}),
         ("there is no run.json", "latest", {"folder": str(lost)}),
         ("there is no run.json", str(tmp_path), {"folder": str(tmp_path / "elsewhere")}),
     ]
@@ -186,11 +198,115 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
         assert expected in said
 
 
-def test_two_ranks_are_refused_by_a_checkpoint_of_one(tmp_path: Path):
+def validated(config: RunConfig) -> RunConfig:
+    held_out = replace(config.validation.data, shards=config.data.shards, side=32)
+    return replace(config, validation=replace(config.validation, data=held_out, group=16))
+
+
+def test_a_run_goes_on_at_other_ranks_and_stages(tmp_path: Path):
+    two = validated(replace(small_run(tmp_path), checkpoint=CHECKPOINT, engine=fp32(zero_stage=2)))
+    on_ranks(2, run_on_ranks, [(two, None)])
+    whole = Path(two.folder)
+    last = rows(whole)[-1]
+    for ranks, stage in ((1, 0), (4, 3)):
+        run = shutil.copytree(whole, tmp_path / f"{ranks} ranks")
+        same = replace(two, folder=str(run), engine=fp32(zero_stage=stage))
+        # At its end a run only evaluates: what was restored is then as it was saved. Then it trains on.
+        further = replace(same, pairs=2 * two.pairs)
+        on_ranks(ranks, run_on_ranks, [(same, "latest"), (further, "latest")])
+        after = [row for row in rows(run) if row["step"] >= last["step"]]
+        restored, *trained = [row for row in after if row["kind"] == "validation"]
+        assert restored["loss"] == pytest.approx(last["loss"], rel=1e-6)
+        assert trained[-1]["loss"] < last["loss"]
+        assert "its samples dealt again from 2 x 1 workers" in (run / "out.log").read_text()
+
+
+def ask_to_stop(world: World, config: RunConfig, at_step: int) -> bool:
+    """Trains until the last rank alone is sent SIGTERM in a step; returns whether the run says so."""
+    steps = count(1)
+
+    def accumulate(*arguments: Any):
+        if next(steps) == at_step and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return accumulate_gradient(*arguments)
+
+    training.loop.accumulate_gradient = accumulate
+    end = run_training(config, world)
+    training.loop.accumulate_gradient = accumulate_gradient
+    return end.stopped and end.progress.step == at_step
+
+
+def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not_been(tmp_path: Path):
+    engine = fp32(zero_stage=2, average_decay=0.9)
+    config = replace(small_run(tmp_path), checkpoint=CheckpointConfig(every=1000), engine=engine)
+    on_ranks(2, run_on_ranks, [(config, None)])
+    asked = replace(config, folder=str(tmp_path / "asked"))
+    assert on_ranks(2, ask_to_stop, asked, 3) == [True, True]
+    on_ranks(2, run_on_ranks, [(asked, "auto")])
+    folders = [resolve_model_folder(run.folder) for run in (config, asked)]
+    expected, found = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(weight.equal(found[name]) for name, weight in expected.items())
+
+
+def test_auto_takes_the_newest_that_is_whole_and_says_why_not_the_others(tmp_path: Path):
+    config = replace(small_run(tmp_path), checkpoint=CheckpointConfig(every=1, keep=0))
+    on_ranks(1, run_on_ranks, [(config, "auto")])
+    run = Path(config.folder)
+    one, two, *_, latest = sorted((run / "checkpoints").glob("step-*"))
+    assert "from the start" in (run / "out.log").read_text()
+    for folder in (run / "checkpoints").glob("step-*"):
+        if folder not in (one, two, latest):
+            shutil.rmtree(folder)
+    (latest / "moments.safetensors").write_bytes((latest / "moments.safetensors").read_bytes()[:-9])
+    (two / "run.json").unlink()
+    found = find_checkpoint(run, "auto", ALONE)
+    assert found.checkpoint is not None
+    assert found.checkpoint.folder == one
+    assert [reason.partition(": ")[2] for reason in found.passed_over] == [
+        "not whole: moments.safetensors is not as it was written",
+        "not a checkpoint: there is no run.json in it",
+    ]
+    shutil.rmtree(one)
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        find_checkpoint(run, "auto", ALONE)
+
+
+def run_out_of_disk(world: World, config: RunConfig) -> str:
+    """Trains while no file may grow past a size that a checkpoint needs, as on a disk that is full."""
+    steps = count(1)
+
+    def accumulate(*arguments: Any):
+        if next(steps) == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        return accumulate_gradient(*arguments)
+
+    training.loop.accumulate_gradient = accumulate
+    try:
+        return refusals(world, [(config, None)])[0]
+    finally:
+        training.loop.accumulate_gradient = accumulate_gradient
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_whole(tmp_path: Path):
     config = replace(small_run(tmp_path), checkpoint=CHECKPOINT)
+    (said,) = on_ranks(1, run_out_of_disk, config)
+    last = Path(config.folder) / "checkpoints" / "step-00000002"
+    assert "step-00000004: could not be saved" in said
+    assert f"the last whole checkpoint is {last}" in said
+    found = find_checkpoint(Path(config.folder), "latest", ALONE).checkpoint
+    assert found is not None
+    assert found.folder == last
+    assert sorted(path.name for path in last.parent.iterdir()) == ["latest", last.name]
+
+
+def test_every_nth_checkpoint_stays(tmp_path: Path):
+    config = replace(small_run(tmp_path), checkpoint=CheckpointConfig(every=1, keep=1, keep_every=2))
     on_ranks(1, run_on_ranks, [(config, None)])
-    for said in on_ranks(2, refusals, [(config, "latest")]):
-        assert "saved with ranks 1, this run has 2" in said[0]
+    folders = sorted(folder.name for folder in (Path(config.folder) / "checkpoints").glob("step-*"))
+    steps = [int(name.removeprefix("step-")) for name in folders]
+    assert steps[-1] == rows(Path(config.folder))[-1]["step"]
+    assert [step for step in steps if step % 2 == 0] == list(range(2, steps[-1] + 1, 2))
+    assert len([step for step in steps if step % 2]) == steps[-1] % 2
 
 
 def test_impossible_intervals_are_named():

@@ -1,9 +1,10 @@
-"""DeepSpeed's steps against plain torch ones: every ZeRO stage, one rank and two, the same pairs."""
+"""DeepSpeed's steps against plain torch ones: every ZeRO stage, any accumulation, same pairs."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +20,13 @@ from tests.ranks import on_ranks
 from tests.training_builders import small_run
 from training.config import RunConfig
 from training.engine import Engine, EngineConfig
+from training.gradient import accumulate_gradient
 from training.optimizer import make_optimizer
 
-STEPS = 20
+STEPS = 30
 LEARNING_RATE = 1e-3
-SHARES = 2
-"""The stream is cut for two ranks; one rank takes both halves as one batch."""
+PARTS = 4
+"""The stream is cut for four ranks; fewer ranks, or batches, take several parts as one."""
 
 
 def make_model(config: RunConfig) -> NavitClip:
@@ -32,12 +34,12 @@ def make_model(config: RunConfig) -> NavitClip:
     return NavitClip(config.model)
 
 
-def make_loaders(config: RunConfig, ranks: list[int]):
+def make_loaders(config: RunConfig):
     image, text = config.model.image, config.model.text
     tokenizer = load_tokenizer(config.tokenizer)
     return [
-        iter(TrainLoader(config.data, tokenizer, image.patch_size, text.context_length, 0, rank, SHARES))
-        for rank in ranks
+        iter(TrainLoader(config.data, tokenizer, image.patch_size, text.context_length, 0, part, PARTS))
+        for part in range(PARTS)
     ]
 
 
@@ -68,67 +70,120 @@ def joined(batches: list[Batch]) -> Batch:
     )
 
 
-def plain_losses(config: RunConfig, accumulation: int = 1) -> list[float]:
-    """The reference: one process, torch alone."""
+def make_parts(config: RunConfig) -> list[list[Batch]]:
+    """For each step the parts that ranks and batches are made of."""
+    loaders = make_loaders(config)
+    return [[next(loader) for loader in loaders] for _ in range(STEPS)]
+
+
+def plain_losses(config: RunConfig) -> list[float]:
+    """The reference: one process, torch alone, all parts as one batch."""
     alone = World(rank=0, size=1, device=torch.device("cpu"))
     model = make_model(config)
     optimizer = make_optimizer(replace(config.optimizer, learning_rate=LEARNING_RATE), model)
-    loaders, losses = make_loaders(config, [0, 1]), []
-    for _ in range(STEPS):
-        for _ in range(accumulation):
-            batch = joined([next(loader) for loader in loaders])
-            loss = contrastive_loss(LossConfig(), model(batch), [len(batch)], alone)
-            (loss / accumulation).backward()
-            losses.append(loss.item())
+    losses = []
+    for parts in make_parts(config):
+        batch = joined(parts)
+        loss = contrastive_loss(LossConfig(), model(batch), [len(batch)], alone)
+        loss.backward()
+        losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.engine.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
     return losses
 
 
-def engine_losses(world: World, config: RunConfig, engines: list[EngineConfig]) -> list[list[float]]:
-    """Losses of this rank, scaled so that ranks average to the whole batch's, for each engine in turn."""
-    results = []
-    for engine_config in engines:
+def engine_losses(
+    world: World, config: RunConfig, engines: list[tuple[EngineConfig, bool]]
+) -> list[list[float]]:
+    """Losses of this rank, scaled so that ranks average to the whole batch's, for each engine in turn.
+
+    The parts of a step are shared out among ranks, and a rank's among its batches.
+    """
+    steps, results = make_parts(config), []
+    for engine_config, checkpoints_blocks in engines:
         model = make_model(config)
+        for tower in (model.image, model.text):
+            tower.transformer.checkpoint_blocks = checkpoints_blocks
         engine = Engine(engine_config, model, make_optimizer(config.optimizer, model), world)
-        ranks = [world.rank] if world.size == SHARES else [0, 1]
-        loaders, losses = make_loaders(config, ranks), []
-        for _ in range(STEPS):
-            for _ in range(engine_config.accumulation):
-                batch = joined([next(loader) for loader in loaders])
-                counts = world.counts(len(batch))
-                loss = contrastive_loss(LossConfig(), engine.forward(batch), counts, world)
-                engine.backward(loss)
-                losses.append(loss.item())
-            engine.step(LEARNING_RATE)
+        own, size = PARTS // world.size, PARTS // world.size // engine_config.accumulation
+        losses = []
+        for parts in steps:
+            mine = parts[own * world.rank : own * (world.rank + 1)]
+            batches = [joined(mine[start : start + size]) for start in range(0, own, size)]
+            counts = world.counts(sum(map(len, batches)))
+            contrast = accumulate_gradient(engine, batches, counts, LossConfig(), world)
+            assert engine.step(LEARNING_RATE)
+            losses.append(contrast.loss.item())
         results.append(losses)
     return results
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_every_zero_stage_takes_the_plain_steps(tmp_path: Path, ranks: int):
+def fp32(**settings: Any) -> EngineConfig:
+    return EngineConfig(precision="fp32", **settings)
+
+
+Way = tuple[EngineConfig, bool]
+"""An engine, and whether blocks are checkpointed."""
+
+SOME: list[tuple[int, list[Way]]] = [
+    (1, [(fp32(accumulation=4), False), (fp32(zero_stage=3, accumulation=2), True)]),
+    (2, [(fp32(), False), (fp32(zero_stage=1), False), (fp32(zero_stage=2, accumulation=2), False)]),
+    (4, [(fp32(zero_stage=2, offload_optimizer=True), False), (fp32(zero_stage=3), False)]),
+]
+ALL: list[tuple[int, list[Way]]] = [
+    (ranks, [(fp32(zero_stage=stage, accumulation=PARTS // ranks // size), False) for stage in range(4)])
+    for ranks in (1, 2, 4)
+    for size in (1, 2, 4)
+    if ranks * size <= PARTS
+]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ways"), [*SOME, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL)]
+)
+def test_ranks_stages_and_accumulation_take_the_same_steps(tmp_path: Path, ranks: int, ways: list[Way]):
     config = small_run(tmp_path)
-    engines = [EngineConfig(zero_stage=stage, precision="fp32") for stage in range(4)]
-    engines.append(EngineConfig(zero_stage=2, precision="fp32", accumulation=2))
     expected = torch.tensor(plain_losses(config))
     assert expected[-1] < 0.9 * expected[0], "the reference must learn, or agreement means little"
-    by_rank = on_ranks(ranks, engine_losses, config, engines)
-    for index, engine in enumerate(engines):
-        found = torch.stack([torch.tensor(losses[index]) for losses in by_rank]).mean(dim=0)
-        if engine.accumulation > 1:
-            expected = torch.tensor(plain_losses(config, engine.accumulation))
-        error = ((found - expected).abs() / expected).max()
-        assert error < 1e-5, engine
+    by_rank = on_ranks(ranks, engine_losses, config, ways)
+    for way, *losses in zip(ways, *by_rank, strict=True):
+        error = ((torch.tensor(losses).mean(dim=0) - expected).abs() / expected).max()
+        assert error < 1e-5, way
 
 
 def test_bf16_stays_near_fp32(tmp_path: Path):
     config = small_run(tmp_path)
-    engines = [EngineConfig(zero_stage=stage, precision="bf16") for stage in (0, 3)]
-    for losses in on_ranks(1, engine_losses, config, engines)[0]:
+    ways = [(EngineConfig(zero_stage=stage, precision="bf16"), False) for stage in (0, 3)]
+    for losses in on_ranks(1, engine_losses, config, ways)[0]:
         torch.testing.assert_close(
             torch.tensor(losses), torch.tensor(plain_losses(config)), rtol=2e-2, atol=0
         )
+
+
+def moving_average(world: World, config: RunConfig, stage: int) -> list[dict[str, list[float]]]:
+    """The average that an engine keeps, and the same from the weights after each step."""
+    model = make_model(config)
+    optimizer = make_optimizer(config.optimizer, model)
+    engine = Engine(fp32(zero_stage=stage, average_decay=0.5), model, optimizer, world)
+    expected = {name: weight.clone() for name, weight in make_model(config).state_dict().items()}
+    for parts in make_parts(config)[:3]:
+        counts = world.counts(len(parts[world.rank]))
+        accumulate_gradient(engine, parts[world.rank : world.rank + 1], counts, LossConfig(), world)
+        engine.step(LEARNING_RATE)
+        state = engine.state()
+        for name, weight in state.weights.items():
+            expected[name].lerp_(weight, 0.5)
+    found = engine.whole_model().state_dict()
+    names = ["image.patch_embedding.weight", "text.head.bias", "logit_bias"] if world.is_main else []
+    return [{name: side[name].flatten().tolist() for name in names} for side in (found, expected)]
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 3)])
+def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path: Path, ranks: int, stage: int):
+    found, expected = on_ranks(ranks, moving_average, small_run(tmp_path), stage)[0]
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-5, abs=1e-7), name
 
 
 def evaluation_dtypes(world: World, config: RunConfig) -> list[torch.dtype]:

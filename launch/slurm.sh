@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Trains on several nodes under Slurm, one task for each GPU, and puts itself back into the queue when its time
+# is up or it is preempted. Edit the lines below for your cluster, then:
+#
+#     sbatch launch/slurm.sh configs/run/b16.yaml 'data.shards=["SHARDS/{00000..09999}.tar"]'
+#
+# Two minutes before the end of its time Slurm sends SIGUSR1 to every task. The run then saves after the step that
+# it is in and ends with code 75, and the job is requeued; --resume auto goes on from the newest whole checkpoint.
+#SBATCH --job-name=navit-clip
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -uo pipefail
+
+STOPPED=75  # training/stop.py
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT="${MASTER_PORT:-29500}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+trap : TERM  # preemption: outlive the tasks, which save
+
+# shellcheck disable=SC2016  # each task reads its own place
+srun --kill-on-bad-exit=1 bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    exec python -m training.train "$@" --resume auto
+' train "$@"
+code=$?
+
+if [ "$code" = "$STOPPED" ]; then
+    echo "stopped and saved; back into the queue"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,47 @@
+"""The Slurm script, with `srun`, `scontrol` and `python` in place of the cluster's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SRUN = """#!/usr/bin/env bash
+shift  # its own option
+for SLURM_PROCID in 0 1; do
+    export SLURM_PROCID SLURM_LOCALID=$SLURM_PROCID SLURM_NTASKS=2
+    "$@" || code=$?
+done
+exit "${code:-0}"
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [ "$1" = show ]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*"; fi
+"""
+PYTHON = """#!/usr/bin/env bash
+echo "rank $RANK of $WORLD_SIZE, $LOCAL_RANK there, meets at $MASTER_ADDR:$MASTER_PORT: $*"
+exit "$CODE"
+"""
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (75, True), (1, False)])
+def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(root: Path, tmp_path: Path, code, requeued):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    job = {"PATH": path, "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "node[7-8]", "CODE": str(code)}
+    command = [str(root / "launch" / "slurm.sh"), "run.yaml", "data.shards=[a b.tar]"]
+    done = subprocess.run(command, env=job, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    lines = done.stdout.splitlines()
+    told = "-m training.train run.yaml data.shards=[a b.tar] --resume auto"
+    assert lines[:2] == [f"rank {r} of 2, {r} there, meets at node7:29500: {told}" for r in range(2)]
+    assert ("scontrol requeue 12" in lines) == requeued
+
+
+def test_the_script_knows_the_exit_code(root: Path):
+    from training.stop import STOPPED
+
+    assert f"STOPPED={STOPPED} " in (root / "launch" / "slurm.sh").read_text()

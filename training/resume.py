@@ -1,0 +1,154 @@
+"""Finding a checkpoint to go on from, making sure that it is whole, and going on from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load_file
+
+from navit_clip.config import load_config
+from navit_clip.data import TrainLoader, deal_again
+from navit_clip.distributed import World
+from navit_clip.errors import CheckpointError, NavitClipError
+from navit_clip.model import ClipConfig, NavitClip
+from navit_clip.tokenizer import Tokenizer, load_tokenizer, same_tokenizer
+from navit_clip.weights import CONFIG_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, config_differences
+from training.checkpoint import LATEST, MOMENTS, RECORD, WEIGHTS, Progress, digest
+from training.engine import Engine, EngineState
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that is whole."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Reads every file once.
+
+        Raises:
+            CheckpointError: it is not whole: says which file is missing or not as it was written.
+        """
+        try:
+            record = json.loads((folder / RECORD).read_text())
+            files = record["files"]
+        except FileNotFoundError:
+            raise CheckpointError(f"{folder}: not a checkpoint: there is no {RECORD} in it") from None
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder}/{RECORD}: not readable: {error!r}") from error
+        for name, (size, expected) in files.items():
+            file = folder / name
+            if not file.is_file():
+                raise CheckpointError(f"{folder}: not whole: there is no {name} in it")
+            if file.stat().st_size != size or digest(file) != expected:
+                raise CheckpointError(f"{folder}: not whole: {name} is not as it was written")
+        return cls(folder, record)
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(self.record["step"], self.record["pairs"])
+
+    def check_fits(self, model: ClipConfig, tokenizer: Tokenizer) -> None:
+        """Raises CheckpointError, naming what differs, where it is of another model or tokenizer."""
+        found = load_config(ClipConfig, self.folder / "model" / CONFIG_FILE)
+        if differences := list(config_differences(found, model, "model")):
+            raise CheckpointError(f"{self.folder}: a checkpoint of another model: {'; '.join(differences)}")
+        own = self.folder / "model" / TOKENIZER_FOLDER
+        if not same_tokenizer(load_tokenizer(own), tokenizer):
+            raise CheckpointError(
+                f"{self.folder}: saved by a run with another tokenizer, so its text tower would read other "
+                f"words; set tokenizer={own}"
+            )
+
+    def load_weights(self, model: NavitClip) -> None:
+        """Gives a model, not yet in an engine, the weights in training."""
+        averaged = (self.folder / WEIGHTS).exists()
+        model.load_state_dict(load_file(self.folder / (WEIGHTS if averaged else f"model/{WEIGHTS_FILE}")))
+
+    def restore(self, engine: Engine) -> None:
+        """Gives an engine, whose model has the weights, what the optimizer and the average remember."""
+        averaged = (self.folder / WEIGHTS).exists()
+        engine.restore(
+            EngineState(
+                weights={},
+                average=load_file(self.folder / "model" / WEIGHTS_FILE) if averaged else {},
+                moments=load_file(self.folder / MOMENTS),
+                optimizer_steps=self.record["optimizer_steps"],
+            )
+        )
+
+    def place(self, loader: TrainLoader, num_workers: int, world: World) -> str:
+        """Sets a rank's loader to where the run was; returns what there is to say about it.
+
+        At another number of ranks or workers the samples left of the epoch are dealt again.
+        """
+        states = self.record["loaders"]
+        streams = (len(states), len(states[0]["workers"]))
+        if streams == (world.size, max(1, num_workers)):
+            loader.load_state(states[world.rank])
+            return ""
+        loader.load_state(deal_again(states, world.size, num_workers)[world.rank])
+        return f", its samples dealt again from {streams[0]} x {streams[1]} workers"
+
+
+class Found(NamedTuple):
+    """What `--resume` means."""
+
+    checkpoint: Checkpoint | None
+    """None only for `auto` in a run that has none yet."""
+    passed_over: list[str]
+    """What `auto` did not take, each with the reason."""
+
+
+def find_checkpoint(run: Path, asked: str, world: World) -> Found:
+    """Looks and reads on the main rank, and tells the others.
+
+    Args:
+        run: the run's folder.
+        asked: `latest` of the run; `auto`, the newest that is whole, or none where there is no checkpoint at
+            all; or a checkpoint's folder.
+        world: the ranks; all call this together.
+
+    Raises:
+        CheckpointError: there is none, or it is not whole; for `auto`, none of those that there are is.
+    """
+    found: Found | NavitClipError = CheckpointError("not looked for")
+    if world.is_main:
+        try:
+            found = _find(run, asked)
+        except NavitClipError as error:
+            found = error
+    found = world.gather_objects(found)[0]
+    if isinstance(found, NavitClipError):
+        raise found
+    return found
+
+
+def _find(run: Path, asked: str) -> Found:
+    if asked not in (LATEST, AUTO):
+        return Found(Checkpoint.open(Path(asked)), [])
+    checkpoints = run / "checkpoints"
+    named = (checkpoints / LATEST).read_text().strip() if (checkpoints / LATEST).exists() else None
+    if asked == LATEST:
+        if named is None:
+            raise CheckpointError(f"{run}: nothing to resume: there is no {checkpoints / LATEST}")
+        return Found(Checkpoint.open(checkpoints / named), [])
+    passed_over = []
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+        if named is not None and folder.name > named:
+            passed_over.append(f"{folder}: later than {named}, the latest: given up, or never finished")
+            continue
+        try:
+            return Found(Checkpoint.open(folder), passed_over)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    if passed_over:
+        raise CheckpointError(f"{run}: no checkpoint is whole: {'; '.join(passed_over)}")
+    return Found(None, [])

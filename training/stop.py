@@ -1,0 +1,39 @@
+"""Asking a run to stop: SIGTERM and SIGUSR1, which clusters send before they take a machine away."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from navit_clip.distributed import World
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop and saved: EX_TEMPFAIL, "try again later"."""
+
+
+class StopRequest:
+    """Whether some rank was asked to stop."""
+
+    def __init__(self, world: World):
+        self._world = world
+        self._asked = False
+
+    @classmethod
+    @contextmanager
+    def listening(cls, world: World) -> Iterator[StopRequest]:
+        """Takes SIGTERM and SIGUSR1 as requests until the block ends. They may come to any of the ranks."""
+        request = cls(world)
+        before = {number: signal.signal(number, request._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield request
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def asked(self) -> bool:
+        """The same on all ranks, which call this together; a few bytes between hosts."""
+        return any(self._world.counts(int(self._asked)))
+
+    def _ask(self, *_: object) -> None:
+        self._asked = True
