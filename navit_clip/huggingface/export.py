@@ -10,14 +10,20 @@ from omegaconf import OmegaConf
 from navit_clip.errors import ConfigError
 from navit_clip.huggingface.examples import Examples, find_examples
 from navit_clip.huggingface.folder import write_own, write_siglip2
-from navit_clip.huggingface.hub import push
+from navit_clip.huggingface.hub import check_push, push
 from navit_clip.huggingface.model_card import CardFacts, has_card, model_card
+from navit_clip.huggingface.onnx_towers import verify_onnx, write_onnx
 from navit_clip.huggingface.quiet import quiet_transformers
 from navit_clip.huggingface.run_facts import read_run_facts
 from navit_clip.huggingface.verification import Verification, verify
 from navit_clip.weights import LoadedModel, load_model, resolve_model_folder, whole_folder
 
-FORMATS = {"siglip2": write_siglip2, "own": write_own}
+FORMATS = {
+    "siglip2": (write_siglip2, verify),
+    "own": (write_own, verify),
+    "onnx": (write_onnx, verify_onnx),
+}
+"""What writes a folder, and what checks it."""
 TOKENS_PER_IMAGE = 256
 """SigLIP 2's default, where neither the command line nor the run's evaluation says another."""
 
@@ -27,6 +33,8 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.tokens_per_image is not None and arguments.tokens_per_image < 1:
         raise ConfigError(f"--tokens-per-image: expected at least 1, found {arguments.tokens_per_image}")
+    if arguments.push is not None:
+        check_push(arguments.push)
     loaded = load_model(resolve_model_folder(arguments.run))
     examples = find_examples(arguments.images, arguments.run)
     tokens_per_image = arguments.tokens_per_image or _evaluated_tokens(arguments.run)
@@ -40,7 +48,7 @@ def main(argv: list[str]) -> int:
             read_run_facts(arguments.run),
         )
         verification = export(loaded, arguments.folder, facts, examples)
-    print(f"{arguments.folder}: reloaded with transformers and compared with the trained model")
+    print(f"{arguments.folder}: opened again and compared with the trained model")
     if arguments.tower != "text":
         print(
             f"  {verification.num_images} images {examples.source}: "
@@ -71,8 +79,9 @@ def export(loaded: LoadedModel, folder: Path, facts: CardFacts, examples: Exampl
     """
     tower, tokens_per_image = facts.tower, facts.tokens_per_image
     with whole_folder(folder, replaces=has_card) as partial:
-        FORMATS[facts.form](loaded, partial, tower, tokens_per_image)
-        verification = verify(loaded, partial, tower, examples.images, examples.captions, tokens_per_image)
+        write, check = FORMATS[facts.form]
+        write(loaded, partial, tower, tokens_per_image)
+        verification = check(loaded, partial, tower, examples.images, examples.captions, tokens_per_image)
         card = model_card(loaded.model.config, facts, verification)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return verification
@@ -94,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=list(FORMATS),
         default="siglip2",
-        help="siglip2: a plain transformers model; own: any model, with its own modelling file (siglip2)",
+        help="siglip2: a plain transformers model; own: any, with its modelling file; onnx: graphs (siglip2)",
     )
     parser.add_argument(
         "--tower", choices=["both", "image", "text"], default="both", help="what to export (both)"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from navit_clip.errors import CheckpointError, ExportError
 
@@ -31,6 +32,16 @@ def fetch(name: str, revision: str | None = None) -> Path:
         ) from error
 
 
+def check_push(name: str) -> None:
+    """Raises ExportError unless a repository may have this name, by the hub's own rules."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ExportError(f"--push: {str(error).splitlines()[0]}") from error
+    if not NAME.fullmatch(name):
+        raise ExportError(f"--push: expected owner/model, found {name!r}")
+
+
 def push(folder: Path, name: str, private: bool = False) -> str:
     """Uploads a folder as a model repository, which is made where there is none.
 
@@ -40,8 +51,7 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     Raises:
         ExportError: the hub does not take it; the folder stays where it is.
     """
-    if not NAME.fullmatch(name):
-        raise ExportError(f"--push: expected owner/model, found {name!r}")
+    check_push(name)
     hub = HfApi()
     try:
         address = hub.create_repo(name, private=private, exist_ok=True)

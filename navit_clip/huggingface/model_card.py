@@ -18,6 +18,7 @@ TITLES = {"both": "Image and text towers", "image": "Image tower", "text": "Text
 
 KINDS = {
     "siglip2": "as a plain transformers Siglip2 model",
+    "onnx": "as ONNX graphs, one for each tower, for onnxruntime and others",
     "own": "as a transformers model with its own modelling file, which `trust_remote_code=True` lets run",
 }
 
@@ -60,11 +61,39 @@ print(model(**inputs).pooler_output.shape)  # one vector a caption; normalise it
 }
 
 
+ONNX_USAGE = {
+    "image": """\
+import onnxruntime
+from PIL import Image
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained("FOLDER")
+inputs = processor(images=Image.open("photo.jpg").convert("RGB"), return_tensors="np")
+session = onnxruntime.InferenceSession("FOLDER/image.onnx")
+kinds = {"pixel_values": "float32", "pixel_attention_mask": "int64", "spatial_shapes": "int64"}
+feed = {name: inputs[name].astype(kind) for name, kind in kinds.items()}
+print(session.run(None, feed)[0].shape)  # a unit vector an image
+""",
+    "text": """\
+import numpy as np
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+settings = {"padding": "max_length", "max_length": LENGTH, "truncation": True, "return_attention_mask": True}
+inputs = tokenizer(["a photo of a dog", "a photo of a cat"], **settings, return_tensors="np")
+session = onnxruntime.InferenceSession("FOLDER/text.onnx")
+feed = {name: inputs[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+print(session.run(None, feed)[0].shape)  # a unit vector a caption
+""",
+}
+
+
 class CardFacts(NamedTuple):
     """What a card says beside the model's own config."""
 
     form: str
-    """The format: siglip2 or own."""
+    """The format: siglip2, own or onnx."""
     tower: TowerName
     name: str
     """Of the folder, as the snippet is to name it."""
@@ -80,7 +109,8 @@ def model_card(config: ClipConfig, facts: CardFacts, verification: Verification)
     tower = facts.tower
     task = f"pipeline_tag: {TASKS[tower]}\n" if TASKS[tower] else ""
     license_line = f"license: {facts.license}\n" if facts.license else ""
-    header = f"---\nlibrary_name: transformers\n{license_line}{task}{TAGS}---\n"
+    library = "onnx" if facts.form == "onnx" else "transformers"
+    header = f"---\nlibrary_name: {library}\n{license_line}{task}{TAGS}---\n"
     parts = [
         f"{header}\n# {facts.name}\n\n{TITLES[tower]} of a NaViT-CLIP model (packed contrastive pretraining "
         f"with a sigmoid loss), {KINDS[facts.form]}.",
@@ -104,6 +134,10 @@ def has_card(folder: Path) -> bool:
 
 
 def _usage(config: ClipConfig, facts: CardFacts) -> str:
+    if facts.form == "onnx":
+        towers = ("image", "text") if facts.tower == "both" else (facts.tower,)
+        snippet = "\n".join(ONNX_USAGE[tower] for tower in towers)
+        return snippet.replace("FOLDER", facts.name).replace("LENGTH", str(config.text.context_length))
     own = facts.form == "own"
     text_class = "AutoModel" if own else "Siglip2TextModel"
     snippet = USAGE[facts.tower]
@@ -190,7 +224,7 @@ def _verified(tower: TowerName, verification: Verification) -> str:
             f"{verification.caption_difference:.0e} apart)"
         )
     return (
-        "After export the folder was opened with transformers and its unit vectors compared with the trained "
+        "After export the folder was opened again and its unit vectors compared with the trained "
         f"model's, in float32 on a CPU: {' and '.join(compared)}."
     )
 

@@ -65,9 +65,7 @@ def verify(
     if tower == "text":
         images = []
     else:
-        images = [
-            image for image in images if _comparable(image, loaded.model.config.image, tokens_per_image)
-        ]
+        images = [image for image in images if comparable(image, loaded.model.config.image, tokens_per_image)]
         if not images:
             raise ExportError("there is no image to verify the export on; name some with --images")
         image_difference = _compare_images(loaded, model, processor, images, tokens_per_image)
@@ -94,7 +92,7 @@ def _compare_images(loaded, model, processor, images, tokens_per_image) -> float
         for image in images
     ]
     packed = PackedImages.pack([cut_patches(image, patch_size, tokens_per_image) for image in images])
-    return _difference("image", loaded.model.encode_images(packed), torch.cat(theirs))
+    return difference("image", loaded.model.encode_images(packed), torch.cat(theirs))
 
 
 @torch.no_grad()
@@ -113,7 +111,7 @@ def _compare_captions(loaded, model, processor, tower, captions) -> float:
             raise ExportError(f"the exported tokenizer reads {caption!r} as {theirs}, expected {ours}")
     encode = getattr(model, "get_text_features", model)
     packed = Captions.pack(ids, [caption_identity(caption) for caption in captions])
-    return _difference("caption", loaded.model.encode_captions(packed), encode(**inputs).pooler_output)
+    return difference("caption", loaded.model.encode_captions(packed), encode(**inputs).pooler_output)
 
 
 def _compare_scalars(loaded, model) -> None:
@@ -125,7 +123,7 @@ def _compare_scalars(loaded, model) -> None:
             )
 
 
-def _difference(kind: str, ours: Float[Tensor, "vectors dim"], pooled: Float[Tensor, "vectors dim"]) -> float:
+def difference(kind: str, ours: Float[Tensor, "vectors dim"], pooled: Float[Tensor, "vectors dim"]) -> float:
     differences = (F.normalize(pooled, dim=-1) - ours).abs().amax(dim=-1)
     worst = int(differences.argmax())
     if not bool((differences <= BOUND).all()):  # a NaN is not within the bound either
@@ -136,7 +134,7 @@ def _difference(kind: str, ours: Float[Tensor, "vectors dim"], pooled: Float[Ten
     return float(differences[worst])
 
 
-def _comparable(
+def comparable(
     image: UInt8[np.ndarray, "height width 3"], config: ImageTowerConfig, tokens_per_image: int
 ) -> bool:
     """Whether both towers take an image: not one column wide, and within a table of absolute positions."""

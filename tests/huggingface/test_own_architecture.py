@@ -55,10 +55,16 @@ TEXTS = [
 ]
 
 
-def built(position: tuple[str, str, str], biases: bool = False, vocab_size: int = 600, **text) -> NavitClip:
-    """A small model with QK-norm whose weights are none of its initial zeros and ones."""
+def built(
+    position: tuple[str, str, str],
+    biases: bool = False,
+    qk_norm: bool = True,
+    vocab_size: int = 600,
+    **text,
+) -> NavitClip:
+    """A small model whose weights are none of its initial zeros and ones."""
     kind, coordinates, combination = position
-    size = {"depth": 2, "num_heads": 2, "mlp_dim": 40, "qk_norm": True, "biases": biases}
+    size = {"depth": 2, "num_heads": 2, "mlp_dim": 40, "qk_norm": qk_norm, "biases": biases}
     table = PositionConfig(
         kind=kind,  # type: ignore[arg-type]
         coordinates=coordinates,  # type: ignore[arg-type]
@@ -320,6 +326,19 @@ def test_padded_captions_leave_and_come_back_padded(tmp_path):
     import_model([str(tmp_path / "out"), str(tmp_path / "back")])
     ours, back = load_model(tmp_path / "ours"), load_model(tmp_path / "back")
     assert back.tokenizer.encode(CAPTIONS, 64) == ours.tokenizer.encode(CAPTIONS, 64)
+
+
+@pytest.mark.parametrize("form", ["siglip2", "own"])
+def test_large_models_leave_in_shards(tmp_path, monkeypatch, form):
+    monkeypatch.setattr("navit_clip.huggingface.folder.MAX_SHARD_SIZE", "20KB")
+    model = built(("grid", "fractional", "sum"), qk_norm=False)
+    save_model(model, train_tokenizer(CAPTIONS, 600), tmp_path / "model")
+    export([str(tmp_path / "model"), str(tmp_path / "out"), "--format", form])
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    import_model([str(tmp_path / "out"), str(tmp_path / "back")])
+    weights = load_model(tmp_path / "back").model.state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weights[name], weight), name
 
 
 def test_the_refusal_of_a_native_export_names_the_other_way(tmp_path):

@@ -1,0 +1,176 @@
+"""Each tower as an ONNX graph with any number of images, patches and captions; checked with onnxruntime.
+
+    image.onnx   pixel_values [images, patches, patch_dim], pixel_attention_mask, spatial_shapes -> embedding
+    text.onnx    input_ids [captions, context_length], attention_mask -> embedding
+
+Inputs are as the folder's processor makes them; embeddings are unit vectors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoProcessor, AutoTokenizer
+
+from navit_clip.batch import Captions, PackedImages, caption_identity
+from navit_clip.data.patches import cut_patches
+from navit_clip.errors import ConfigError, ExportError
+from navit_clip.huggingface.modeling_navit_siglip import NavitSiglipTextModel, NavitSiglipVisionModel
+from navit_clip.huggingface.own_architecture import own_config
+from navit_clip.huggingface.processor import save_processor
+from navit_clip.huggingface.siglip2 import TowerName
+from navit_clip.huggingface.verification import Verification, comparable, difference
+from navit_clip.tokenizer import PaddedTokenizer
+from navit_clip.weights import LoadedModel
+
+IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
+
+
+class _ImageGraph(nn.Module):
+    def __init__(self, tower: NavitSiglipVisionModel):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
+        pooled = self.tower(pixel_values, spatial_shapes, pixel_attention_mask).pooler_output
+        return F.normalize(pooled, dim=-1)
+
+
+class _TextGraph(nn.Module):
+    def __init__(self, tower: NavitSiglipTextModel):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return F.normalize(self.tower(input_ids, attention_mask).pooler_output, dim=-1)
+
+
+def write_onnx(loaded: LoadedModel, folder: Path, tower: TowerName, tokens_per_image: int) -> None:
+    """Writes the graphs of a model of ours, of any kind, and its processor, into an existing empty folder.
+
+    Raises:
+        ConfigError: the packages for ONNX are not there.
+        ExportError: transformers has no tokenizer like this model's.
+    """
+    _onnxruntime()
+    save_processor(loaded, folder, tower, tokens_per_image)
+    model, tokenizer = loaded
+    config = own_config(model.config, isinstance(tokenizer, PaddedTokenizer), {})
+    if tower != "text":
+        vision = NavitSiglipVisionModel._from_config(config.vision_config)
+        vision.load_state_dict(model.image.state_dict())
+        patch_dim = 3 * model.config.image.patch_size**2
+        inputs = {
+            "pixel_values": torch.zeros(3, 6, patch_dim),
+            "pixel_attention_mask": torch.tensor([[1] * 6, [1] * 5 + [0], [1] * 4 + [0] * 2]),
+            "spatial_shapes": torch.tensor([[2, 3], [1, 5], [2, 2]]),
+        }
+        images, patches = torch.export.Dim("images", min=1), torch.export.Dim("patches", min=2)
+        axes = ({0: images, 1: patches}, {0: images, 1: patches}, {0: images})
+        _write(_ImageGraph(vision), inputs, axes, folder / IMAGE_FILE)
+    if tower != "image":
+        text = NavitSiglipTextModel._from_config(config.text_config)
+        text.load_state_dict(model.text.state_dict())
+        length = model.config.text.context_length
+        mask = torch.ones(3, length, dtype=torch.long)
+        captions = torch.export.Dim("captions", min=1)
+        inputs = {"input_ids": torch.zeros_like(mask), "attention_mask": mask}
+        _write(_TextGraph(text), inputs, ({0: captions}, {0: captions}), folder / TEXT_FILE)
+
+
+def verify_onnx(
+    loaded: LoadedModel,
+    folder: Path,
+    tower: TowerName,
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    captions: Sequence[str],
+    tokens_per_image: int,
+) -> Verification:
+    """Runs the graphs with onnxruntime, on every image alone and unpadded, and on all of them as one batch.
+
+    Raises:
+        ExportError: their unit vectors are not the trained model's.
+    """
+    config = loaded.model.config
+    image_difference = caption_difference = 0.0
+    images = [image for image in images if comparable(image, config.image, tokens_per_image)]
+    if tower == "text":
+        images = []
+    elif not images:
+        raise ExportError("there is no image to verify the export on; name some with --images")
+    else:
+        packed = PackedImages.pack(
+            [cut_patches(image, config.image.patch_size, tokens_per_image) for image in images]
+        )
+        processor: Any = AutoProcessor.from_pretrained(folder)
+        batch = processor(images=[Image.fromarray(image) for image in images], return_tensors="np")
+        session = _session(folder / IMAGE_FILE)
+        with torch.no_grad():
+            expected = loaded.model.encode_images(packed)
+        image_difference = difference("image", expected, _run(session, dict(batch)))
+        for number, grid in enumerate(batch["spatial_shapes"]):
+            alone = {name: values[number : number + 1] for name, values in batch.items()}
+            for name in ("pixel_values", "pixel_attention_mask"):
+                alone[name] = alone[name][:, : max(2, grid.prod())]
+            vector = _run(session, alone)
+            image_difference = max(image_difference, difference("image", expected[number][None], vector))
+    if tower != "image":
+        ids = loaded.tokenizer.encode(captions, config.text.context_length)
+        settings = {"padding": "max_length", "truncation": True, "max_length": config.text.context_length}
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        batch = tokenizer(list(captions), **settings, return_attention_mask=True, return_tensors="np")
+        pack = Captions.pack(ids, [caption_identity(caption) for caption in captions])
+        with torch.no_grad():
+            expected = loaded.model.encode_captions(pack)
+        vectors = _run(_session(folder / TEXT_FILE), dict(batch))
+        caption_difference = difference("caption", expected, vectors)
+    else:
+        captions = []
+    return Verification(len(images), image_difference, len(captions), caption_difference)
+
+
+def _write(graph: nn.Module, inputs: dict[str, Tensor], axes: tuple[dict[int, Any], ...], path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter about itself
+        torch.onnx.export(
+            graph.eval(),
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=["embedding"],
+            dynamic_shapes=axes,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _session(path: Path) -> Any:
+    return _onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, inputs: dict[str, Any]) -> Tensor:
+    names = {node.name for node in session.get_inputs()}
+    fed = {name: np.asarray(values) for name, values in inputs.items() if name in names}
+    for name, values in fed.items():
+        if values.dtype == np.int32:
+            fed[name] = values.astype(np.int64)
+    return torch.from_numpy(session.run(None, fed)[0])
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError:
+        raise ConfigError("--format onnx: needs more packages: pip install 'navit-clip[onnx]'") from None
+    return onnxruntime
