@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from navit_clip.batch import Captions, PackedImages, caption_identity
 from navit_clip.data.patches import cut_patches
@@ -111,7 +111,7 @@ def verify_onnx(
         packed = PackedImages.pack(
             [cut_patches(image, config.image.patch_size, tokens_per_image) for image in images]
         )
-        processor: Any = AutoProcessor.from_pretrained(folder)
+        processor: Any = AutoImageProcessor.from_pretrained(folder)
         batch = processor(images=[Image.fromarray(image) for image in images], return_tensors="np")
         session = _session(folder / IMAGE_FILE)
         with torch.no_grad():
@@ -128,6 +128,11 @@ def verify_onnx(
         settings = {"padding": "max_length", "truncation": True, "max_length": config.text.context_length}
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         batch = tokenizer(list(captions), **settings, return_attention_mask=True, return_tensors="np")
+        attended = isinstance(loaded.tokenizer, PaddedTokenizer)
+        for row, mask, ours in zip(batch["input_ids"], batch["attention_mask"], ids, strict=True):
+            theirs = (row if attended else row[mask.astype(bool)]).tolist()
+            if theirs != ours:
+                raise ExportError(f"the exported tokenizer gives {theirs}, expected {ours}")
         pack = Captions.pack(ids, [caption_identity(caption) for caption in captions])
         with torch.no_grad():
             expected = loaded.model.encode_captions(pack)
