@@ -138,8 +138,13 @@ class CheckpointWriter:
         if pending is not None:
             pending.result()
 
-    def latest(self) -> str:
-        """The newest whole checkpoint, in words."""
+    def last_whole(self) -> str:
+        """The newest checkpoint, once what is being written is on the disk; all ranks call it together."""
+        self.wait()
+        self._world.barrier()
+        return self._latest()
+
+    def _latest(self) -> str:
         name = self._folder / LATEST
         return str(self._folder / name.read_text().strip()) if name.exists() else "none"
 
@@ -163,7 +168,7 @@ class CheckpointWriter:
         except Exception as error:  # safetensors has its own for a full disk
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
-                f"{folder}: could not be saved: {error}; the last whole checkpoint is {self.latest()}"
+                f"{folder}: could not be saved: {error}; the last whole checkpoint is {self._latest()}"
             ) from error
         self._discard_old(folder)
         self._say(f"saved {folder}")

@@ -78,10 +78,9 @@ def train(
         if not applied:
             recorder.say(f"step {step}: the gradient is not finite; skipped on all ranks, {skipped} in a row")
         if skipped == config.engine.max_skipped_steps:
-            checkpoints.wait()
             raise DivergenceError(
                 f"step {step}: expected a finite gradient, found none in {skipped} steps in a row; the last "
-                f"whole checkpoint is {checkpoints.latest()}: go on from it with a lower "
+                f"whole checkpoint is {checkpoints.last_whole()}: go on from it with a lower "
                 "optimizer.learning_rate or a longer schedule.warmup_pairs"
             )
 
