@@ -24,4 +24,5 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, weights: Sequence[Tensor]) -> None:
         """Takes the weights after a step in; they are those of the start, in the same order."""
-        torch._foreach_lerp_(self.values, [weight.detach() for weight in weights], 1 - self._decay)
+        for value, weight in zip(self.values, weights, strict=True):
+            value.lerp_(weight.detach(), 1 - self._decay)

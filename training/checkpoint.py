@@ -158,8 +158,8 @@ class CheckpointWriter:
             model = state.average or state.weights
             save_weights(model, self._model_config, self._tokenizer, partial / "model")
             if state.average:
-                save_file(state.weights, partial / WEIGHTS)
-            save_file(state.moments, partial / MOMENTS)
+                save_file(dict(state.weights), partial / WEIGHTS)
+            save_file(dict(state.moments), partial / MOMENTS)
             (partial / RECORD).write_text(json.dumps({**record, "files": _manifest(partial)}))
             _force_to_disk(partial)
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before naming it

@@ -50,16 +50,20 @@ def accumulate_gradient(
 
     with torch.no_grad():
         parts = [engine.embed(batch) for batch in batches]
-    sides = [torch.cat([part[side] for part in parts]) for side in range(3)]
-    joined = Embeddings(*sides, parts[0].logit_scale, parts[0].logit_bias)
-    leaves = [leaf.requires_grad_() for leaf in (joined.image, joined.text, *joined[3:])]
+    joined = Embeddings(
+        image=torch.cat([part.image for part in parts]),
+        text=torch.cat([part.text for part in parts]),
+        identity=torch.cat([part.identity for part in parts]),
+        logit_scale=parts[0].logit_scale,
+        logit_bias=parts[0].logit_bias,
+    )
+    leaves = [part.requires_grad_() for part in (joined.image, joined.text, *joined[3:])]
     loss = contrastive_loss(config, joined, counts, world)
-    loss.backward()
+    image, text, scale, bias = torch.autograd.grad(loss, leaves)
 
-    image, text, scale, bias = (leaf.grad for leaf in leaves)
     sizes = [len(part.image) for part in parts]
     # Every batch takes an equal share of what all have in common, so that each backward reaches every weight.
-    shared = [None if gradient is None else gradient / len(batches) for gradient in (scale, bias)]
+    shared = [gradient / len(batches) for gradient in (scale, bias)]
     for batch, *own in zip(batches, image.split(sizes), text.split(sizes), strict=True):
         engine.backward(_with_gradient(engine.embed(batch), [*own, *shared]))
     return Contrast(loss.detach(), joined.logit_scale.detach(), joined.logit_bias.detach())
@@ -69,4 +73,4 @@ def _with_gradient(embeddings: Embeddings, gradients: Sequence[Tensor]) -> Tenso
     """A number whose derivative by each embedding, and by scale and bias, is the gradient given."""
     image, text, _, scale, bias = embeddings
     values = (image, text, scale, bias)
-    return sum((value * gradient).sum() for value, gradient in zip(values, gradients, strict=True))
+    return torch.stack([(value * part).sum() for value, part in zip(values, gradients, strict=True)]).sum()
