@@ -13,8 +13,6 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import groupby
-from operator import itemgetter
 from typing import BinaryIO, NamedTuple
 
 from navit_clip.data.shards import Shard
@@ -122,23 +120,26 @@ class OpenShards:
 
 def _index(file: BinaryIO) -> list[Entry]:
     files, fault = read_headers(file, os.fstat(file.fileno()).st_size)
-    members = [(key, Member(extension, offset, size)) for name, offset, size, _ in files
-               for key, extension in [_split(name)] if extension]  # fmt: skip
-    if fault is not None and fault.cut_off:
-        cut_off, _ = _split(fault.cut_off)
-        while members and members[-1][0] == cut_off:
-            members.pop()  # The rest of its sample: that one is not whole.
+    groups: list[tuple[str, list[Member]]] = []
+    for name, offset, size, _ in files:
+        key, extension = _split(name)
+        if not extension:
+            continue
+        if not groups or groups[-1][0] != key:
+            groups.append((key, []))
+        groups[-1][1].append(Member(extension, offset, size))
+    if fault is not None and groups and groups[-1][0] == _split(fault.cut_off)[0]:
+        groups.pop()  # The rest of its last sample: that one is not whole.
     entries: list[Entry] = []
     seen: set[str] = set()
-    for key, group in groupby(members, key=itemgetter(0)):
-        found = tuple(member for _, member in group)
+    for key, found in groups:
         extensions = [member.extension for member in found]
         if key in seen:
             entries.append(Entry(key, fault=("duplicate key", "the shard has an earlier sample of this key")))
         elif len(set(extensions)) < len(extensions):
             entries.append(Entry(key, fault=("duplicate key", f"two of its files are alike: {extensions}")))
         else:
-            entries.append(Entry(key, found))
+            entries.append(Entry(key, tuple(found)))
         seen.add(key)
     if fault is not None:
         entries.append(Entry("(end of file)", fault=(fault.cause, fault.detail)))
