@@ -1,7 +1,7 @@
 """Each tower as an ONNX graph with any number of images, patches and captions; checked with onnxruntime.
 
-    image.onnx   pixel_values [images, patches, patch_dim], pixel_attention_mask, spatial_shapes -> embedding
-    text.onnx    input_ids [captions, context_length], attention_mask -> embedding
+    image.onnx   pixel_values [images, patches, patch_dim], pixel_attention_mask, spatial_shapes -> image_embeds
+    text.onnx    input_ids [captions, context_length], attention_mask -> text_embeds
 
 Inputs are as the folder's processor makes them; embeddings are unit vectors.
 """
@@ -151,7 +151,7 @@ def _write(graph: nn.Module, inputs: dict[str, Tensor], axes: tuple[dict[int, An
             tuple(inputs.values()),
             path,
             input_names=list(inputs),
-            output_names=["embedding"],
+            output_names=[f"{path.stem}_embeds"],
             dynamic_shapes=axes,
             dynamo=True,
             external_data=False,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +22,13 @@ from navit_clip.errors import ExportError
 from navit_clip.huggingface.export import main as export
 from navit_clip.huggingface.importing import main as import_model
 from navit_clip.huggingface.modeling_navit_siglip import NavitSiglipModel
-from navit_clip.huggingface.own_architecture import clip_config, own_config
+from navit_clip.huggingface.own_architecture import (
+    _POSITION,
+    _TEXT,
+    _TRANSFORMER,
+    clip_config,
+    own_config,
+)
 from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
 from navit_clip.weights import load_model, save_model
@@ -149,6 +156,13 @@ def test_every_setting_comes_back():
     config = own_config(model.config, attended_padding=True, token_ids={"pad_token_id": 3})
     assert clip_config(json.loads(config.to_json_string(use_diff=False))) == model.config
     assert config.text_config.attended_padding
+
+
+def test_no_setting_of_the_towers_is_forgotten():
+    """One that is added to them has to reach the modelling file, or be named here as of no consequence."""
+    names = {field.name for kind in (ImageTowerConfig, TextTowerConfig) for field in fields(kind)}
+    assert names - {*_TRANSFORMER, *_TEXT} == {"patch_size", "position", "checkpoint_blocks"}
+    assert {field.name for field in fields(PositionConfig)} == {*_POSITION}
 
 
 def test_gradient_checkpointing_changes_no_gradient():
