@@ -155,7 +155,8 @@ class Layout:
         if self.mask is None:
             return tokens[:, -1]
         index = torch.arange(tokens.shape[1], device=tokens.device)
-        return tokens[torch.arange(len(tokens), device=tokens.device), (self.mask.long() * index).argmax(-1)]
+        last = (self.mask.long() * index).argmax(-1)
+        return tokens.gather(1, last[:, None, None].expand(-1, 1, tokens.shape[2]))[:, 0]
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, **kwargs):

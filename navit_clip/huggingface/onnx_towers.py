@@ -1,9 +1,9 @@
 """Each tower as an ONNX graph with any number of images, patches and captions; checked with onnxruntime.
 
-    image.onnx   pixel_values [images, patches, patch_dim], pixel_attention_mask, spatial_shapes -> image_embeds
-    text.onnx    input_ids [captions, context_length], attention_mask -> text_embeds
+    image.onnx   pixel_values [images, patches, patch_dim], pixel_attention_mask, spatial_shapes
+    text.onnx    input_ids [captions, context_length], attention_mask
 
-Inputs are as the folder's processor makes them; embeddings are unit vectors.
+They give image_embeds and text_embeds, unit vectors. Inputs are as the folder's processor makes them.
 """
 
 from __future__ import annotations
