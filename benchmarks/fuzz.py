@@ -21,7 +21,9 @@ from pathlib import Path
 
 import atheris  # pyright: ignore[reportMissingImports] (see above)
 
-with atheris.instrument_imports(include=["navit_clip.data", "tarfile", "json"]):
+with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
+    include=["navit_clip.data", "tarfile", "json"]
+):
     from navit_clip.data.images import EncodedImage, decode_image
     from navit_clip.data.samples import read_sample
     from navit_clip.data.shards import Shard

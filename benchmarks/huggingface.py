@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from navit_clip.model import NavitClip
 PATCH_SIZE = 16
 SIDES = (64, 320)
 MOST_PATCHES = (SIDES[1] // PATCH_SIZE) ** 2
-TOWER = {
+TOWER: dict[str, Any] = {
     "hidden_size": 384,
     "num_hidden_layers": 12,
     "num_attention_heads": 6,

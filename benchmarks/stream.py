@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_shards(Path(folder))
         batches = loader([folder], tokenizer)
-        state, marks = "", {}
+        state, marks, used = "", {}, 0
         for _ in batches:
             used = batches.counts["used"]
             if used // STEP > len(marks):
