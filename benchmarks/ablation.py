@@ -51,6 +51,8 @@ SEEN = 36
 """The most that any variant trains with."""
 SCORINGS = 5
 """How often a run is scored on its way."""
+STEP = 1000
+"""Pairs over which operations are counted as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +84,23 @@ class Course:
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, operations: float):
         self._config = config
         self._tokenizer = tokenizer
-        self._step = config.data.images_per_epoch
         self._random = np.random.default_rng(0)
         self._costs, self._tokens = [0.0], 0.0
         while self._costs[-1] < operations:
-            cost, tokens = self._of_epoch(len(self._costs) - 1)
+            cost, tokens = self._of_step(len(self._costs) - 1)
             self._costs.append(self._costs[-1] + cost)
             self._tokens += tokens
-        self.tokens_per_image = self._tokens / (self._step * (len(self._costs) - 1))
+        self.tokens_per_image = self._tokens / (STEP * (len(self._costs) - 1))
         self.pairs = round(self._pairs_at(operations))
 
     def operations_at(self, pairs: float) -> float:
         """Operations done after so many pairs."""
-        return float(np.interp(pairs, np.arange(len(self._costs)) * self._step, self._costs))
+        return float(np.interp(pairs, np.arange(len(self._costs)) * STEP, self._costs))
 
     def _pairs_at(self, operations: float) -> float:
-        epoch = bisect_left(self._costs, operations) - 1
-        share = (operations - self._costs[epoch]) / (self._costs[epoch + 1] - self._costs[epoch])
-        return (epoch + share) * self._step
+        step = bisect_left(self._costs, operations) - 1
+        share = (operations - self._costs[step]) / (self._costs[step + 1] - self._costs[step])
+        return (step + share) * STEP
 
     @cached_property
     def _samples(self) -> list[tuple[int, int, tuple[str, ...]]]:
@@ -108,12 +109,13 @@ class Course:
         opened = [(EncodedImage(sample.image), sample.captions) for sample in samples]
         return [(image.height, image.width, captions) for image, captions in opened]
 
-    def _of_epoch(self, epoch: int) -> tuple[float, float]:
-        """Operations and image tokens of an epoch's pairs, by draws like those of training."""
+    def _of_step(self, step: int) -> tuple[float, float]:
+        """Operations and image tokens of as many pairs, by draws like those of training."""
         data, model, random = self._config.data, self._config.model, self._random
-        patch_size, seen = model.image.patch_size, (epoch + 0.5) * self._step
+        patch_size, seen = model.image.patch_size, (step + 0.5) * STEP
         lengths, texts = [], []
-        for height, width, captions in self._samples:
+        samples = self._samples
+        for height, width, captions in (samples[i % len(samples)] for i in range(STEP)):
             texts.append(draw_text(captions, (), tuple(data.templates), random)[1])
             allowed = data.resolution.draw_tokens(random, seen, patch_size)
             size = data.augmentation.draw_view(random).size(height, width)
@@ -266,7 +268,7 @@ def plot(outcomes: list[Outcome], path: Path) -> None:
     over_tokens.set(xlabel="side at evaluation, pixels", ylabel="top-1, %")
     over_tokens.axvspan(24, 48, alpha=0.1, color="gray", label="sides that NaViT trains with")
     for axes in (over_compute, over_tokens):
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
     pyplot.close(figure)

@@ -19,7 +19,7 @@ import numpy as np
 from navit_clip.data import DropConfig, Packer, ResolutionConfig, read_samples
 from navit_clip.data.dropping import num_kept
 from navit_clip.data.images import EncodedImage
-from navit_clip.data.packing import Cut
+from navit_clip.data.packing import STAND_BACK, Cut
 from navit_clip.errors import SampleError
 
 PATCH_SIZE = 16
@@ -55,7 +55,7 @@ def row(lengths: Sequence[int], budget: int, lookahead: int, exact: bool) -> str
     return (
         f"| {'yes' if exact else 'no'} | {lookahead} | {100 * np.mean(fill):.3f} % | {100 * min(fill):.2f} % "
         f"| {np.mean(images):.1f} | {100 * np.std(images) / np.mean(images):.1f} % "
-        f"| {max(batch.longest_wait for batch in batches)} of {lookahead} "
+        f"| {longest_wait(lengths, budget, lookahead, exact)} of {lookahead + (STAND_BACK if exact else 0)} "
         f"| {100 * sum(lost) / len(batches):.1f} % | {rate:,.0f} |"
     )
 
@@ -69,6 +69,18 @@ def pack(lengths: Sequence[int], budget: int, lookahead: int, exact: bool) -> li
         while packer.ready:
             batches.append(packer.cut())
     return batches
+
+
+def longest_wait(lengths: Sequence[int], budget: int, lookahead: int, exact: bool) -> int:
+    """Batches that the item which waited longest let go by."""
+    packer: Packer[tuple[int, int]] = Packer(budget, lookahead, exact)
+    longest = num_batches = 0
+    for item, length in enumerate(lengths):
+        packer.add((item, num_batches), length)
+        while packer.ready:
+            longest = max(longest, *(num_batches - since for _, since in packer.cut().items))
+            num_batches += 1
+    return longest
 
 
 def sizes(shards: Sequence[str]) -> list[tuple[int, int]]:

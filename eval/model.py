@@ -114,7 +114,8 @@ class PackedModel:
         self._padding = attended_padding
 
     def preparation(self, config: ImageConfig) -> PackedPreparation:
-        return PackedPreparation(self._model.config.image.patch_size, config)
+        image = self._model.config.image
+        return PackedPreparation(image.patch_size, config, image.position.reach)
 
     def encode_images(self, pack: PackedImages) -> Float[Tensor, "images dim"]:
         return self._model.encode_images(pack.to(self._device)).float()
@@ -138,9 +139,10 @@ class PackedModel:
 class PackedPreparation:
     """An image resized to whole patches, its shape kept, and cut."""
 
-    def __init__(self, patch_size: int, config: ImageConfig):
+    def __init__(self, patch_size: int, config: ImageConfig, longest: int):
         self._patch_size = patch_size
         self._config = config
+        self._longest = longest
 
     @property
     def most_tokens(self) -> int:
@@ -152,7 +154,7 @@ class PackedPreparation:
         if not self._config.upscale:
             size = self._patch_size
             most = min(most, -(-height // size) * -(-width // size))
-        grid = grid_for(height, width, self._patch_size, most)
+        grid = grid_for(height, width, self._patch_size, most, self._longest)
         patches = cut_grid(pixels, self._patch_size, grid, self._kept(grid, key))
         return patches, len(patches)
 

@@ -103,7 +103,9 @@ def embed_images(
     model: NavitClip, source: ImageSource, items: Sequence[int], num_workers: int, faults: Faults
 ) -> Vectors:
     """Vectors of the items that can be used; the others are counted by cause."""
-    cut = _CutImages(source, items, model.towers.config.image.patch_size, model.tokens_per_image)
+    config = model.towers.config.image
+    how = config.patch_size, model.tokens_per_image, config.position.reach
+    cut = _CutImages(source, items, how)
     keys: list[str] = []
 
     def good():
@@ -122,16 +124,16 @@ def embed_images(
 
 
 class _CutImages(Dataset[Patches | SampleError]):
-    def __init__(self, source: ImageSource, items: Sequence[int], patch_size: int, tokens_per_image: int):
-        self._arguments = (source, items, patch_size, tokens_per_image)
+    def __init__(self, source: ImageSource, items: Sequence[int], how: tuple[int, int, int]):
+        self._arguments = (source, items, how)
 
     def __len__(self) -> int:
         return len(self._arguments[1])
 
     def __getitem__(self, number: int) -> Patches | SampleError:
-        source, items, patch_size, tokens_per_image = self._arguments
+        source, items, how = self._arguments
         try:
-            return image_patches(source[items[number]], patch_size, tokens_per_image)
+            return image_patches(source[items[number]], *how)
         except SampleError as error:
             return error
 

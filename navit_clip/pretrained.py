@@ -74,8 +74,9 @@ class NavitClip:
         Raises:
             SampleError: a picture's file is broken.
         """
-        patch_size = self.towers.config.image.patch_size
-        cut = (cut_patches(picture_pixels(image), patch_size, self.tokens_per_image) for image in images)
+        config = self.towers.config.image
+        how = config.patch_size, self.tokens_per_image, config.position.reach
+        cut = (cut_patches(picture_pixels(image), *how) for image in images)
         return torch.cat(list(self.encode_patches(cut)))
 
     def encode_patches(self, images: Iterable[Patches]) -> Iterator[Float[Tensor, "images dim"]]:

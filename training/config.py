@@ -65,11 +65,12 @@ class RunConfig:
             raise ConfigError(f"log_every: expected at least 1, found {self.log_every}")
         if self.evaluate_every < 0:
             raise ConfigError(f"evaluate_every: expected at least 0, found {self.evaluate_every}")
-        reach, longest = self.model.image.position.reach, self.data.resolution.max_grid_side
-        if reach and not 0 < longest <= reach:
+        reach = self.model.image.position.reach
+        longest = self.data.resolution.longest_side(self.model.image.patch_size)
+        if reach and longest > reach:
             raise ConfigError(
-                f"data.resolution.max_grid_side: expected from 1 to {reach}, found {longest}: "
-                "model.image.position has a table that ends there, and a longer image would end the run"
+                f"data.resolution.max_grid_side: expected from 1 to {reach}, where the table of "
+                f"model.image.position ends: an image of {longest} patches a side would end the run"
             )
         if self.schedule.warmup_pairs >= self.pairs:
             raise ConfigError(

@@ -69,9 +69,11 @@ class Meter:
         self._batches += len(batches)
         for batch in batches:
             self._pairs += len(batch)
+            self._squared_pairs += len(batch) ** 2
             self._image_tokens += batch.images.num_tokens
+            self._whole_tokens += int(batch.images.grid.prod(dim=1).sum())
             self._text_tokens += batch.captions.num_tokens
-            self._longest_waits += batch.longest_wait
+            self._longest_wait = max(self._longest_wait, batch.longest_wait)
             self._flops += model_flops(self._config.model, self._config.optimizer, batch)
         self._loss = self._loss + contrast.loss
         self._scale_and_bias = torch.cat([contrast.logit_scale, contrast.logit_bias])
@@ -79,10 +81,13 @@ class Meter:
     def row(self) -> dict[str, float]:
         """Means over all ranks, t and b as they are now, since the last call; all ranks call it together."""
         seconds = time.perf_counter() - self._start
-        own = [self._batches, self._pairs, self._image_tokens, self._text_tokens, self._longest_waits]
-        own += [self._flops, self._waited, seconds, float(self._loss) / self._steps]
+        own = [self._batches, self._pairs, self._squared_pairs, self._image_tokens, self._whole_tokens]
+        own += [self._text_tokens, self._flops, self._waited, seconds, float(self._loss) / self._steps]
         totals = self._world.sum(torch.tensor(own, dtype=torch.float64)).tolist()
-        batches, pairs, image_tokens, text_tokens, longest_waits, flops, waited, rank_seconds, loss = totals
+        batches, pairs, squared_pairs, image_tokens, whole_tokens, *totals = totals
+        text_tokens, flops, waited, rank_seconds, loss = totals
+        variance = max(squared_pairs / batches - (pairs / batches) ** 2, 0.0)
+        longest_wait = max(self._world.gather_objects(self._longest_wait))
         logit_scale, logit_bias = self._scale_and_bias.tolist()
         skipped, memory = self._skipped, max(self._world.gather_objects(_memory(self._world.device)))
         self._reset()
@@ -100,12 +105,15 @@ class Meter:
             "fill": image_tokens / (batches * self._config.data.tokens_per_batch),
             "images_per_batch": pairs / batches,
             "text_tokens_per_batch": text_tokens / batches,
-            "packing_wait": longest_waits / batches,
+            "images_per_batch_spread": variance**0.5 / (pairs / batches),
+            "drop_rate": 1 - image_tokens / whole_tokens,
+            "packing_wait": longest_wait,
         }
 
     def _reset(self) -> None:
         self._steps = self._skipped = 0
-        self._batches = self._pairs = self._image_tokens = self._text_tokens = self._longest_waits = 0
+        self._batches = self._pairs = self._squared_pairs = 0
+        self._image_tokens = self._whole_tokens = self._text_tokens = self._longest_wait = 0
         self._flops = self._waited = 0.0
         self._loss: torch.Tensor | float = 0.0
         self._start = time.perf_counter()

@@ -155,6 +155,7 @@ def _evaluate(
             world.rank,
             world.size,
             faults,
+            config.model.image.position.reach,
         )
         loss = validation_loss(config.validation, config.loss, model, batches, world)
         recorder.score("validation", {**at, "loss": loss, "skipped": sum(faults.counts.values())})

@@ -35,10 +35,12 @@ class RateSchedule:
     the better."""
 
     def __post_init__(self):
-        if not 0 <= self.min_rate <= self.max_rate < 1:
+        for name in ("min_rate", "max_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected a share in [0, 1), found {getattr(self, name)}")
+        if self.max_rate < self.min_rate:
             raise ConfigError(
-                "min_rate: expected 0 <= min_rate <= max_rate < 1, "
-                f"found {self.min_rate} and max_rate {self.max_rate}"
+                f"max_rate: expected at least min_rate, which is {self.min_rate}, found {self.max_rate}"
             )
         if self.timescale_images == 0:
             raise ConfigError(
@@ -73,6 +75,9 @@ class DropConfig:
     data.images_per_epoch."""
 
     def __post_init__(self):
+        for name, kinds in _USED_BY.items():
+            if self.kind not in kinds and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(f"{name}: only kind {' or '.join(kinds)} has it, found kind {self.kind}")
         if not 0 <= self.rate < 1:
             raise ConfigError(f"rate: expected a share in [0, 1), found {self.rate}")
         if not 0 < self.max_rate < 1:
@@ -87,8 +92,6 @@ class DropConfig:
                 )
         if self.schedule and self.rate:
             raise ConfigError(f"rate: the schedule decides it; leave it at 0, found {self.rate}")
-        if self.schedule and self.kind == "by_length":
-            raise ConfigError("schedule: by_length takes its share from an image's length; expected none")
         if self.kind == "beta":
             lowest, highest = self._means()
             if not 0 < lowest <= highest < self.max_rate:
@@ -96,10 +99,6 @@ class DropConfig:
                     f"rate: expected a mean in (0, max_rate), which is {self.max_rate}, found {lowest}"
                     + (f" to {highest} over the schedule" if self.schedule else "")
                 )
-        for kind, names in _ONLY.items():
-            for name in names:
-                if self.kind != kind and getattr(self, name) != getattr(type(self), name):
-                    raise ConfigError(f"{name}: only kind {kind} has it, found kind {self.kind}")
 
     def draw_rate(self, random: np.random.Generator, images_seen: float, length: float) -> float:
         """The share that an image loses.
@@ -131,8 +130,15 @@ class DropConfig:
         return (self.schedule.min_rate, self.schedule.max_rate) if self.schedule else (self.rate, self.rate)
 
 
-_ONLY = {"beta": ("max_rate",), "by_length": ("short_rate", "long_rate", "deviation")}
-"""Settings that have a meaning for one kind alone."""
+_USED_BY = {
+    "rate": ("constant", "beta"),
+    "schedule": ("constant", "beta"),
+    "max_rate": ("beta",),
+    "short_rate": ("by_length",),
+    "long_rate": ("by_length",),
+    "deviation": ("by_length",),
+}
+"""The kinds that have a setting; in others it stays at its default, where it would do nothing."""
 
 
 def num_kept(num_patches: int, rate: float) -> int:

@@ -7,7 +7,8 @@ sequences; here only one batch is ever open, and what it looks ahead to is bound
 
 Exact filling does what NaViT suggests and did not try: the last image is cut to the gap. That is the one
 behind that has to lose the fewest tokens, and the last of those that fit stands back for it, so that the gap
-is about as long as an image and the loss small.
+is about as long as an image and the loss small; and more of them, where it would still lose the most of its
+tokens. Lengths that are all alike leave no choice: what does not divide the budget is cut from one of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+STAND_BACK = 4
+"""Most of the fitting items that stand back for exact filling."""
+ENOUGH = 0.5
+"""Share of its tokens that the item which is cut short should keep."""
+
 
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[Item]):
@@ -25,8 +31,6 @@ class _Waiting(Generic[Item]):
     length: int
     text_length: int
     arrival: int
-    since: int
-    """The number of batches that had gone by when it came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +43,14 @@ class Cut(Generic[Item]):
     items: list[Item]
     lengths: list[int]
     """Tokens of each; where filling is exact, one of them may have fewer than it came with."""
-    longest_wait: int
-    """Batches that the one of them that waited longest let go by."""
 
 
 class Packer(Generic[Item]):
     """Chooses which items share a batch; deterministic, and starves nothing.
 
     A batch is ready when `lookahead` items wait beyond those that fit in the order of arrival. The oldest
-    item is always in the next batch, so an item sees at most `lookahead` batches go by without it.
+    item is always in the next batch, so an item sees at most `lookahead` batches go by without it, and
+    `STAND_BACK` more where filling is exact.
 
     Args:
         budget: most tokens in a batch.
@@ -70,57 +73,44 @@ class Packer(Generic[Item]):
         self._fitting: list[_Waiting[Item]] = []
         self._behind: list[_Waiting[Item]] = []
         self._tokens_fitting = self._text_tokens_fitting = 0
-        self._num_arrived = self._num_cut = 0
+        self._num_arrived = 0
 
     @property
-    def waiting(self) -> list[tuple[Item, int]]:
-        """Items in no batch yet, in the order of arrival, and how many batches each has let go by.
-
-        Adding them to a new packer restores this one.
-        """
-        return [(entry.item, self._num_cut - entry.since) for entry in [*self._fitting, *self._behind]]
+    def waiting(self) -> list[Item]:
+        """Items in no batch yet, in the order of arrival; adding them to a new packer restores this one."""
+        return [entry.item for entry in [*self._fitting, *self._behind]]
 
     @property
     def ready(self) -> bool:
         """Whether there is enough to choose from for a batch."""
         return len(self._behind) >= self._lookahead
 
-    def add(self, item: Item, length: int, text_length: int = 0, waited: int = 0) -> None:
+    def add(self, item: Item, length: int, text_length: int = 0) -> None:
         """Lets an item wait; by itself it fits a batch.
 
         Args:
             item: whatever `cut` is to give.
             length: its image tokens.
             text_length: its caption tokens.
-            waited: how many batches it has let go by, where it comes from another packer.
         """
         assert 1 <= length <= self._budget, (
             f"an item of {length} tokens cannot fit a budget of {self._budget}"
         )
         assert text_length <= self._max_text_tokens
-        self._line_up(_Waiting(item, length, text_length, self._num_arrived, self._num_cut - waited))
+        self._line_up(_Waiting(item, length, text_length, self._num_arrived))
         self._num_arrived += 1
 
     def cut(self) -> Cut[Item]:
         """Takes the next batch, ready or not, from the items waiting, of which there is at least one."""
         assert self._fitting
-        chosen, behind = self._fitting, self._behind
-        if self._exact and behind and len(chosen) > 1:
-            last = chosen.pop()
-            self._tokens_fitting -= last.length
-            self._text_tokens_fitting -= last.text_length
-            behind = [last, *behind]
-        filling = self._filling(behind)
-        taken = {entry.arrival for entry in filling}
-        chosen = sorted([*chosen, *filling], key=lambda entry: (-entry.length, entry.arrival))
-        longest_wait = self._num_cut - min(entry.since for entry in chosen)
+        chosen = sorted(self._choice(), key=lambda entry: (-entry.length, entry.arrival))
+        taken = {entry.arrival for entry in chosen}
+        left = [entry for entry in [*self._fitting, *self._behind] if entry.arrival not in taken]
         self._fitting, self._behind = [], []
         self._tokens_fitting = self._text_tokens_fitting = 0
-        self._num_cut += 1
-        for entry in behind:
-            if entry.arrival not in taken:
-                self._line_up(entry)
-        return Cut([entry.item for entry in chosen], [entry.length for entry in chosen], longest_wait)
+        for entry in left:
+            self._line_up(entry)
+        return Cut([entry.item for entry in chosen], [entry.length for entry in chosen])
 
     def _line_up(self, entry: _Waiting[Item]) -> None:
         """Among those that fit, as long as none before it did not."""
@@ -138,16 +128,34 @@ class Packer(Generic[Item]):
             self._tokens_fitting = tokens
             self._text_tokens_fitting = text_tokens
 
-    def _filling(self, behind: list[_Waiting[Item]]) -> list[_Waiting[Item]]:
-        """What joins the fitting ones; the last of it cut short where filling is exact."""
-        gap = self._budget - self._tokens_fitting
+    def _choice(self) -> list[_Waiting[Item]]:
+        """Those that fit and what fills their gap; where filling is exact, some stand back first."""
+        if not self._exact or not self._behind or len(self._fitting) == 1:
+            return [*self._fitting, *self._filling(self._fitting, self._behind)[0]]
+        best, most_kept = self._fitting, -1.0
+        for number in range(1, min(STAND_BACK, len(self._fitting) - 1) + 1):
+            first, back = self._fitting[:-number], self._fitting[-number:]
+            filling, kept = self._filling(first, [*back, *self._behind])
+            if kept > most_kept:
+                best, most_kept = [*first, *filling], kept
+            if kept >= ENOUGH:
+                break
+        return best
+
+    def _filling(
+        self, first: list[_Waiting[Item]], behind: list[_Waiting[Item]]
+    ) -> tuple[list[_Waiting[Item]], float]:
+        """What of those behind joins the first, and the share that the one which is cut short keeps."""
+        back = self._fitting[len(first) :]
+        gap = self._budget - self._tokens_fitting + sum(entry.length for entry in back)
         text_gap = self._max_text_tokens - self._text_tokens_fitting
-        room = self._max_items - len(self._fitting)
+        text_gap += sum(entry.text_length for entry in back)
+        room = self._max_items - len(first)
         filling: list[_Waiting[Item]] = []
         shortest_longer: _Waiting[Item] | None = None
         for entry in sorted(behind, key=lambda entry: (-entry.length, entry.arrival)):
             if not gap or len(filling) >= room:
-                return filling
+                return filling, 1.0
             if entry.text_length > text_gap:
                 continue
             if entry.length > gap:
@@ -159,6 +167,6 @@ class Packer(Generic[Item]):
             filling.append(entry)
             gap -= entry.length
             text_gap -= entry.text_length
-        if self._exact and shortest_longer and gap:
-            filling.append(replace(shortest_longer, length=gap))
-        return filling
+        if not (self._exact and shortest_longer and gap):
+            return filling, 1.0
+        return [*filling, replace(shortest_longer, length=gap)], gap / shortest_longer.length

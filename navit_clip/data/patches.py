@@ -14,19 +14,21 @@ from navit_clip.data.images import decode_image
 from navit_clip.data.resize import grid_for, resize
 
 
-def image_patches(data: bytes, patch_size: int, num_tokens: int) -> Patches:
+def image_patches(data: bytes, patch_size: int, num_tokens: int, longest: int = 0) -> Patches:
     """An encoded image as evaluation sees it: decoded in full, nothing dropped, nothing drawn.
 
     Raises:
         SampleError: "undecodable image" or "too many pixels".
     """
-    return cut_patches(decode_image(data), patch_size, num_tokens)
+    return cut_patches(decode_image(data), patch_size, num_tokens, longest)
 
 
-def cut_patches(image: UInt8[np.ndarray, "height width 3"], patch_size: int, num_tokens: int) -> Patches:
+def cut_patches(
+    image: UInt8[np.ndarray, "height width 3"], patch_size: int, num_tokens: int, longest: int = 0
+) -> Patches:
     """All patches of the largest grid with at most `num_tokens` (see `grid_for`)."""
     height, width, _ = image.shape
-    return cut_grid(image, patch_size, grid_for(height, width, patch_size, num_tokens))
+    return cut_grid(image, patch_size, grid_for(height, width, patch_size, num_tokens, longest))
 
 
 def thin(patches: Patches, number: int, random: np.random.Generator) -> Patches:

@@ -28,18 +28,31 @@ def tokens_of_side(side: int, patch_size: int) -> int:
     return max(1, round((side / patch_size) ** 2))
 
 
-def grid_for(height: int, width: int, patch_size: int, num_tokens: int) -> tuple[int, int]:
+def grid_for(height: int, width: int, patch_size: int, num_tokens: int, longest: int = 0) -> tuple[int, int]:
     """Rows and columns of the largest aspect-preserving grid with at most `num_tokens` patches.
 
     At least 1 x 1, however long and thin the image is. A scale of 100 is never exceeded, so a tiny image may
     get fewer patches than asked for: this, too, is the rule of the published models.
+
+    Args:
+        height: in pixels.
+        width: in pixels.
+        patch_size: in pixels.
+        num_tokens: most patches.
+        longest: most patches along a side, to which a longer grid is squeezed; 0 for any number.
     """
     low, high = _SCALE_STEP / 10, _SCALE_LIMIT
     while high - low >= _SCALE_STEP:
         middle = (low + high) / 2
         rows, columns = _grid_at(middle, height, width, patch_size)
         low, high = (middle, high) if rows * columns <= num_tokens else (low, middle)
-    return _grid_at(low, height, width, patch_size)
+    rows, columns = _grid_at(low, height, width, patch_size)
+    return (min(rows, longest), min(columns, longest)) if longest else (rows, columns)
+
+
+def native_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of whole patches that hold an image at its own size."""
+    return -(-height // patch_size), -(-width // patch_size)
 
 
 def resize(image: UInt8[np.ndarray, "height width 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from navit_clip.data.resize import grid_for, tokens_of_side
+from navit_clip.data.resize import grid_for, native_grid, tokens_of_side
 from navit_clip.errors import ConfigError
 
 
@@ -77,12 +77,12 @@ class ResolutionConfig:
         _check_range(1 if self.kind == "native" else self.min_side, self.max_side)
         if not -1 <= self.mean <= 1:
             raise ConfigError(f"mean: expected in [-1, 1], the range that it lies in, found {self.mean}")
-        if self.deviation <= 0:
-            raise ConfigError(f"deviation: expected above 0, found {self.deviation}")
+        if not 0.01 <= self.deviation <= 10:  # beyond, it is the mean or uniform, and slow to draw
+            raise ConfigError(f"deviation: expected in [0.01, 10], found {self.deviation}")
         if self.max_grid_side < 0:
             raise ConfigError(f"max_grid_side: expected at least 0, found {self.max_grid_side}")
-        if not all(number >= 1 for number in self.patches):
-            raise ConfigError(f"patches: expected numbers of at least 1, found {self.patches}")
+        if min(self.patches, default=1) < 1 or len(set(self.patches)) < len(self.patches):
+            raise ConfigError(f"patches: expected different numbers of at least 1, found {self.patches}")
         if (self.kind == "patches") != bool(self.patches):
             raise ConfigError(
                 f"patches: expected one or more numbers for kind patches and none for others, "
@@ -97,16 +97,24 @@ class ResolutionConfig:
     def largest(self, patch_size: int) -> int:
         """Most patches that an image may have before any is dropped."""
         if self.kind == "patches":
-            return max(self.patches)
-        return tokens_of_side(max(self.max_side, *(stage.max_side for stage in self.stages), 0), patch_size)
+            return self._possible(max(self.patches))
+        side = max([self.max_side, *(stage.max_side for stage in self.stages)])
+        return self._possible(tokens_of_side(side, patch_size))
 
     def smallest(self, patch_size: int) -> int:
         """Fewest patches that a drawn size asks for."""
         if self.kind == "patches":
-            return min(self.patches)
+            return self._possible(min(self.patches))
         if self.kind == "native":
             return 1
-        return tokens_of_side(min([self.min_side, *(stage.min_side for stage in self.stages)]), patch_size)
+        side = min([self.min_side, *(stage.min_side for stage in self.stages)])
+        return self._possible(tokens_of_side(side, patch_size))
+
+    def longest_side(self, patch_size: int) -> int:
+        """Most patches that a grid may have along a side."""
+        largest = self.largest(patch_size)
+        side = math.isqrt(largest) if self.shape == "square" else largest
+        return min(side, self.max_grid_side or side)
 
     def draw_tokens(self, random: np.random.Generator, images_seen: float, patch_size: int) -> int:
         """The number of patches that an image of this draw may have."""
@@ -130,14 +138,21 @@ class ResolutionConfig:
 
     def grid(self, height: int, width: int, patch_size: int, num_tokens: int) -> tuple[int, int]:
         """Rows and columns of an image of this many pixels that may have `num_tokens` patches."""
-        if self.kind == "native" or not self.upscale:
-            num_tokens = min(num_tokens, -(-height // patch_size) * -(-width // patch_size))
-        if self.shape == "square":
-            rows = columns = math.isqrt(num_tokens)
-        else:
-            rows, columns = grid_for(height, width, patch_size, num_tokens)
-        longest = self.max_grid_side or num_tokens
-        return min(rows, longest), min(columns, longest)
+        own = native_grid(height, width, patch_size)
+        grows = self.upscale and self.kind != "native"
+        if not grows:
+            num_tokens = min(num_tokens, math.prod(own))
+        if self.shape == "own":
+            return grid_for(height, width, patch_size, num_tokens, self.max_grid_side)
+        side = min(math.isqrt(num_tokens), self.max_grid_side or num_tokens)
+        side = side if grows else min(side, *own)
+        return side, side
+
+    def _possible(self, num_tokens: int) -> int:
+        """What of a number of patches the shape and the longest side leave."""
+        if self.max_grid_side:
+            num_tokens = min(num_tokens, self.max_grid_side**2)
+        return math.isqrt(num_tokens) ** 2 if self.shape == "square" else num_tokens
 
     def _draw_share(self, random: np.random.Generator) -> float:
         """A place in the range, from 0 up to 1."""

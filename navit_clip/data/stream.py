@@ -11,7 +11,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -60,15 +60,19 @@ class DataConfig:
     tokens_per_batch: int = 4096
     """Budget of one rank's micro-step, in image tokens."""
     exact_fill: bool = False
-    """Fill the budget to the token: the last image of a batch loses as many more patches as it takes."""
+    """Fill the budget to the token: the last image of a batch loses as many more patches as it takes, few
+    where sizes vary. Images that are all alike want a budget that they divide instead."""
     max_images: int = 0
     """Most images in a batch; 0 for any number. Where this binds, the budget is not filled."""
     max_text_tokens: int = 0
     """Most caption tokens in a batch; 0 for any number. Where this binds, the budget is not filled."""
     lookahead: int = 64
-    """Images that may wait for a batch with a gap of their size; none waits for more batches than this."""
+    """Images that may wait for a batch with a gap of their size. None lets more batches go by than this (4
+    more with exact_fill; of its own number of patches with resolution.same_in_batch; counted from anew, and
+    behind those that came along, when a run goes on with other ranks or workers)."""
     images_per_epoch: int = 0
-    """Images in the data set, by which schedules over images seen tell how far training has come."""
+    """Images in the data set, by which schedules over images seen tell how far training has come; a run
+    without such a schedule leaves it at 0."""
     blocks_per_shard: int = 8
     """Pieces of consecutive samples that a shard is cut into, to be dealt and shuffled."""
     shuffle_window: int = 8
@@ -120,6 +124,11 @@ class DataConfig:
                 raise ConfigError(
                     f"images_per_epoch: {name} goes by images seen; state how many the data set has"
                 )
+        if self.images_per_epoch and not any(scheduled.values()):
+            raise ConfigError(
+                f"images_per_epoch: only {' and '.join(scheduled)} go by it, and there is neither; "
+                f"leave it at 0, found {self.images_per_epoch}"
+            )
 
     def check_budget(self, patch_size: int, context_length: int) -> None:
         """Raises ConfigError where the largest image or the longest caption would not fit a batch."""
@@ -176,6 +185,15 @@ def block_order(config: DataConfig, shards: Sequence[Shard], seed: int) -> Block
     )
 
 
+class _Waiting(NamedTuple):
+    """A pair in no batch yet."""
+
+    place: Place
+    pair: Pair
+    since: int
+    """The number of batches that the stream had made when it came."""
+
+
 class Stream:
     """Batches without end, each followed by `state()`.
 
@@ -218,12 +236,13 @@ class Stream:
             self._shard_size,
             state["walk"],
         )
-        self._packers: defaultdict[int, Packer[tuple[Place, Pair]]] = defaultdict(self._new_packer)
+        self._packers: defaultdict[int, Packer[_Waiting]] = defaultdict(self._new_packer)
         self._faults = Faults()
         self._faults.counts.update(total_counts(state["counts"])["skipped"])
         self._counts: list[SourceCounts] = [
             {**counts, "skipped": Counter(counts["skipped"])} for counts in state["counts"]
         ]
+        self._num_batches = 0
         self._bad_run: set[tuple[int, int]] = set()
         self._num_bad_run = 0
         for *place, waited in state["waiting"]:
@@ -248,14 +267,14 @@ class Stream:
         return {
             "walk": self._walk.state(),
             "waiting": [
-                [*place, waited]
+                [*waiting.place, self._num_batches - waiting.since]
                 for _, packer in sorted(self._packers.items())
-                for (place, _), waited in packer.waiting
+                for waiting in packer.waiting
             ],
             "counts": [total_counts([counts]) for counts in self._counts],
         }
 
-    def _new_packer(self) -> Packer[tuple[Place, Pair]]:
+    def _new_packer(self) -> Packer[_Waiting]:
         config = self._config
         return Packer(
             config.tokens_per_batch,
@@ -265,16 +284,18 @@ class Stream:
             max_text_tokens=config.max_text_tokens,
         )
 
-    def _batch(self, cut: Cut[tuple[Place, Pair]]) -> Batch:
+    def _batch(self, cut: Cut[_Waiting]) -> Batch:
         """Packs what a packer chose; the pair that it cut short loses patches by a draw of its own."""
         pairs = []
-        for (place, pair), length in zip(cut.items, cut.lengths, strict=True):
+        for (place, pair, _), length in zip(cut.items, cut.lengths, strict=True):
             if length < len(pair.patches):
                 random = np.random.default_rng(seed_of("fill", self._seed, place.visit, pair.key))
                 pair = replace(pair, patches=thin(pair.patches, length, random))
             pairs.append(pair)
             self._counts_of(place)["used"] += 1
-        return batch_of(pairs, cut.longest_wait)
+        longest_wait = self._num_batches - min(waiting.since for waiting in cut.items)
+        self._num_batches += 1
+        return batch_of(pairs, longest_wait)
 
     def _take(self, place: Place, waited: int = 0) -> None:
         """Reads a sample and lets it wait for a batch, or counts its fault."""
@@ -287,7 +308,8 @@ class Stream:
             self._bad_run.clear()
             self._num_bad_run = 0
             packer = self._packers[num_tokens if self._config.resolution.same_in_batch else 0]
-            packer.add((place, pair), len(pair.patches), len(pair.ids), waited)
+            waiting = _Waiting(place, pair, self._num_batches - waited)
+            packer.add(waiting, len(pair.patches), len(pair.ids))
 
     def _pair(self, place: Place) -> tuple[Pair, int]:
         """Reads, draws, decodes and cuts; raises SampleError where the sample is bad.

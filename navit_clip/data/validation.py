@@ -48,6 +48,7 @@ def validation_batches(
     rank: int = 0,
     world_size: int = 1,
     faults: Faults | None = None,
+    longest: int = 0,
 ) -> Iterator[Batch]:
     """Batches of one rank's share: every pair once over all ranks, in order, the last batch as it comes.
 
@@ -61,6 +62,7 @@ def validation_batches(
         rank: this process's number.
         world_size: the number of ranks; rank r takes every sample whose number i has i % world_size == r.
         faults: counts samples that were skipped.
+        longest: most patches along a side (`PositionConfig.reach`); 0 for any number.
 
     Raises:
         ConfigError: an image of this side would not fit a batch.
@@ -79,7 +81,7 @@ def validation_batches(
         config.shards, config.caption_key, faults=faults, rank=rank, world_size=world_size
     ):
         try:
-            patches = image_patches(sample.image, patch_size, num_tokens)
+            patches = image_patches(sample.image, patch_size, num_tokens, longest)
         except SampleError as error:
             faults.add(sample.key, error)
             continue

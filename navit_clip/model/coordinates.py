@@ -4,7 +4,8 @@
     fractional          its centre as a share of the image's own side: rows by rows, columns by columns
     fractional_longer   its centre as a share of the longer side, which keeps the image's shape
 
-Entry i of n equal parts has its centre at (i + 1/2) / n. All patches of a pack at once, with no host sync.
+Entry i of n equal parts has its centre at (i + 1/2) / n, as resizing has it; NaViT writes i / n. All patches
+of a pack at once, with no host sync.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Positions that are read from learned tables, all patches of a pack by one gather or one product.
 
 Fractional coordinates read a table that is resized to the image: bilinear with antialiasing, as SigLIP 2 does
-it. That is linear and separable, so a patch's entry is a row of weights times the table. And a sum of a row's
-and a column's resized table is, for the same reason, the square table R[i] + C[j] resized.
+it. (NaViT interpolates at the fraction alone. The two agree where an image has at least as many patches a
+side as the table has entries; with fewer, antialiasing averages neighbours, and so a NaViT can leave as a
+SigLIP 2.) That is linear and separable, so a patch's entry is a row of weights times the table. And a sum of
+a row's and a column's resized table is, for the same reason, the square table R[i] + C[j] resized.
 """
 
 from __future__ import annotations

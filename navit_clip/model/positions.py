@@ -39,22 +39,23 @@ class PositionConfig:
     learned_2d: Pix2Struct's absolute square table; grid: SigLIP 2's resized square table, and ViT's 1-D."""
     coordinates: Coordinates = "fractional"
     """absolute: patch indices; fractional: shares of the image's own sides; fractional_longer: of the longer
-    side. learned_2d (absolute) and grid (fractional) have their own and take no other than this default."""
+    side. learned_2d is absolute and grid fractional, whether this says so or is left out. Learned tables are
+    resized to the side with antialiasing: with fewer patches than entries, they depend on both (NaViT reads
+    them at the share alone)."""
     combination: Combination = "sum"
     """What a row's and a column's vector become one by; the kinds that do not have the two leave it."""
     table_side: int = 16
     """Entries per axis of a table, and so the longest side in patches where that is absolute. Fractional
-    waves are those of an image of this side; absolute ones have no use for it."""
+    waves are those of an image of this side. Of absolute waves, only Fourier's ask for it: for where their
+    learning starts, at about a turn over this side."""
 
     def __post_init__(self):
         if self.table_side < 1:
             raise ConfigError(f"table_side: expected at least 1, found {self.table_side}")
-        default = type(self).coordinates
-        if self.kind in ("learned_2d", "grid") and self.coordinates != default:
-            own = "absolute" if self.kind == "learned_2d" else "fractional along each axis"
+        own = {"learned_2d": "absolute", "grid": "fractional"}.get(self.kind)
+        if own and self.coordinates not in (own, type(self).coordinates):
             raise ConfigError(
-                f"coordinates: {self.kind} positions are {own} by definition, found {self.coordinates}; "
-                f"leave it at {default}"
+                f"coordinates: {self.kind} positions are {own} by definition, found {self.coordinates}"
             )
         if self.kind == "sinusoidal" and self.combination != "stack":
             raise ConfigError(

@@ -125,7 +125,9 @@ def test_every_patch_is_kept_equally_often():
         ({"kind": "by_length", "short_rate": 0.01}, r"short_rate: expected in \[0.04, 0.96\)"),
         ({"kind": "by_length", "long_rate": 0.97}, r"long_rate: expected in \[0.04, 0.96\)"),
         ({"kind": "by_length", "deviation": -0.1}, "deviation: expected at least 0"),
-        ({"kind": "by_length", "schedule": FALLING}, "schedule: by_length takes its share"),
+        ({"kind": "by_length", "schedule": FALLING}, "schedule: only kind constant or beta has it"),
+        ({"kind": "by_length", "rate": 0.5}, "rate: only kind constant or beta has it, found kind by_length"),
+        ({"deviation": 0.3}, "deviation: only kind by_length has it"),
         ({"rate": 0.5, "schedule": FALLING}, "rate: the schedule decides it"),
         ({"max_rate": 0.5}, "max_rate: only kind beta has it, found kind constant"),
         ({"kind": "beta", "rate": 0.5, "long_rate": 0.8}, "long_rate: only kind by_length has it"),
@@ -140,9 +142,9 @@ def test_impossible_settings_are_named(settings, message):
     ("settings", "message"),
     [
         ({"timescale_images": 0}, "timescale_images: expected images, above 0"),
-        ({"min_rate": 0.8, "max_rate": 0.2}, "min_rate: expected 0 <= min_rate <= max_rate < 1"),
-        ({"max_rate": 1.0}, "min_rate: expected 0 <= min_rate <= max_rate < 1"),
-        ({"min_rate": -0.2}, "min_rate: expected 0 <= min_rate <= max_rate < 1"),
+        ({"min_rate": 0.8, "max_rate": 0.2}, "max_rate: expected at least min_rate, which is 0.8, found 0.2"),
+        ({"max_rate": 1.0}, "max_rate: expected a share in"),
+        ({"min_rate": -0.2}, "min_rate: expected a share in"),
     ],
 )
 def test_impossible_schedules_are_named(settings, message):

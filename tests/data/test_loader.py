@@ -178,7 +178,7 @@ def test_exact_filling_changes_the_patches_of_one_image_a_batch(shards, draws, s
         assert len(changed) <= 1
         for key, drawn in changed:
             grid = drawn.split(b"|")[0]
-            assert (key, grid) in known or not settings
+            assert (key, grid) in known
             cut_short += 1
     assert cut_short > 6
 
@@ -198,6 +198,21 @@ def test_a_schedule_moves_rates_and_sizes_with_the_epochs(shards):
     assert np.mean(kept[0]) == pytest.approx(1 - 0.75, abs=0.05)
     assert np.mean(kept[3]) == pytest.approx(1 - 0.51, abs=0.05)
     assert max(grids[3]) <= (72 / PATCH) ** 2 < max(grids[0])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, GROUPED, {**GROUPED, "exact_fill": True}], ids=["plain", "grouped", "exact"]
+)
+def test_what_an_image_waited_is_counted_in_batches_of_the_stream(shards, changes):
+    """Also where numbers of patches have lines of their own."""
+    batches, before, longest = loader(shards, **changes), {}, 0
+    for batch in islice(batches, 30):
+        waiting = {tuple(place): waited for *place, waited in batches.state()["workers"][0]["waiting"]}
+        taken = before.keys() - waiting.keys()
+        assert batch.longest_wait == max((before[place] for place in taken), default=0)
+        assert all(waiting[place] == before[place] + 1 for place in before.keys() & waiting.keys())
+        before, longest = waiting, max(longest, batch.longest_wait)
+    assert longest > 3 if changes else 0 < longest <= 3
 
 
 def test_a_batch_has_images_of_one_number_of_patches(shards):
@@ -442,6 +457,13 @@ def test_schedules_need_the_size_of_the_data_set(shards):
     for name in ("resolution", "drop"):
         with pytest.raises(ConfigError, match=f"^images_per_epoch: {name}.* goes by images seen"):
             config(shards, **{name: SCHEDULED[name]})
+
+
+def test_the_size_of_the_data_set_is_of_no_use_without_a_schedule(shards):
+    with pytest.raises(
+        ConfigError, match=r"^images_per_epoch: only drop\.schedule and resolution\.stages go by"
+    ):
+        config(shards, images_per_epoch=33)
 
 
 def test_lengths_that_are_all_alike_are_an_error_where_rates_go_by_them(shards):

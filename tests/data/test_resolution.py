@@ -83,6 +83,8 @@ def test_numbers_of_patches_are_equally_likely():
         ({"shape": "square"}, 512, 256, 256, (16, 16)),
         ({"shape": "square"}, 1, 3000, 200, (14, 14)),
         ({"shape": "square", "upscale": False}, 48, 48, 200, (3, 3)),
+        ({"shape": "square", "upscale": False}, 1, 3000, 200, (1, 1)),
+        ({"shape": "square", "kind": "native"}, 40, 3000, 200, (3, 3)),
     ],
 )
 def test_grids_by_hand(settings, height, width, num_tokens, grid):
@@ -104,13 +106,31 @@ def test_every_grid_keeps_to_its_budget(height, width, patch, num_tokens, kind, 
     rows, columns = config.grid(height, width, patch, num_tokens)
     assert 1 <= rows * columns <= num_tokens
     assert not longest or max(rows, columns) <= longest
-    if shape == "square":
-        assert rows == columns
-    elif kind == "native" or not upscale:
+    assert max(rows, columns) <= config.longest_side(patch) or num_tokens > config.largest(patch)
+    if kind == "native" or not upscale:
         assert rows * patch < height + patch
         assert columns * patch < width + patch
-    elif not longest:
+    if shape == "square":
+        assert rows == columns
+    elif kind == "drawn" and upscale and not longest:
         assert (rows, columns) == grid_for(height, width, patch, num_tokens)
+
+
+@pytest.mark.parametrize(
+    ("settings", "smallest", "largest", "longest"),
+    [
+        ({"max_side": 160}, 16, 100, 100),
+        ({"max_side": 512, "max_grid_side": 16}, 16, 256, 16),
+        ({"max_side": 160, "max_grid_side": 32}, 16, 100, 32),
+        ({"min_side": 100, "max_side": 100, "shape": "square"}, 36, 36, 6),
+        ({"kind": "native", "max_side": 160}, 1, 100, 100),
+        ({"kind": "patches", "patches": [9, 4], "shape": "square"}, 4, 9, 3),
+    ],
+)
+def test_what_images_may_have(settings, smallest, largest, longest):
+    config = ResolutionConfig(**settings)
+    found = config.smallest(16), config.largest(16), config.longest_side(16)
+    assert found == (smallest, largest, longest)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +141,13 @@ def test_every_grid_keeps_to_its_budget(height, width, patch, num_tokens, kind, 
         ({"min_side": 128, "max_side": 64}, "max_side: expected at least min_side, which is 128, found 64"),
         ({"kind": "native", "max_side": 0}, "max_side: expected at least"),
         ({"distribution": "normal", "mean": 1.5}, r"mean: expected in \[-1, 1\]"),
-        ({"distribution": "normal", "deviation": 0.0}, "deviation: expected above 0"),
+        ({"distribution": "normal", "deviation": 0.0}, r"deviation: expected in \[0.01, 10\]"),
         ({"mean": 0.5}, "distribution: mean and deviation are of the normal one"),
         ({"max_grid_side": -1}, "max_grid_side: expected at least 0"),
         ({"kind": "patches"}, "patches: expected one or more numbers for kind patches"),
-        ({"kind": "patches", "patches": [0]}, "patches: expected numbers of at least 1"),
+        ({"kind": "patches", "patches": [0]}, "patches: expected different numbers of at least 1"),
+        ({"kind": "patches", "patches": [128, 128]}, "patches: expected different numbers"),
+        ({"distribution": "normal", "deviation": 1e-17}, r"deviation: expected in \[0.01, 10\]"),
         ({"patches": [256]}, r"patches: .* found \[256\] for drawn"),
         ({"kind": "native", "min_side": 32}, "min_side: only kind drawn has it, found kind native"),
         ({"kind": "patches", "patches": [9], "max_side": 9}, "max_side: only kind drawn or native has it"),

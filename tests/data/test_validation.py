@@ -67,3 +67,11 @@ def test_an_image_that_fits_no_batch_is_an_error(tmp_path):
 def test_impossible_settings_are_named(field, value):
     with pytest.raises(ConfigError, match=field):
         batches(["x.tar"], **{field: value})
+
+
+def test_no_grid_is_longer_than_positions_reach(tmp_path):
+    shards = write_pairs(tmp_path, [7])
+    config = ValidationDataConfig(shards=shards, side=64, tokens_per_batch=128)
+    for longest, most in ((0, 21), (5, 5)):
+        batches = validation_batches(config, small_tokenizer(), 8, 16, longest=longest)
+        assert max(batch.images.max_side for batch in batches) == most

@@ -269,7 +269,10 @@ def test_a_learned_position_starts_as_large_as_its_patch(config):
     ("settings", "message"),
     [
         ({"table_side": 0}, "table_side: expected at least 1, found 0"),
-        ({"kind": "grid", "coordinates": "absolute"}, "coordinates: grid positions are fractional"),
+        (
+            {"kind": "grid", "coordinates": "absolute"},
+            "coordinates: grid positions are fractional by definition",
+        ),
         ({"kind": "learned_2d", "coordinates": "fractional_longer"}, "coordinates: learned_2d .* absolute"),
         (
             {"kind": "sinusoidal"},
@@ -298,3 +301,8 @@ def test_what_makes_no_sense_is_refused_with_its_reason(settings, message):
 def test_a_width_that_cannot_be_divided_is_refused(width, num_heads, position, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         ImageTowerConfig(width=width, num_heads=num_heads, position=PositionConfig(**position))
+
+
+def test_a_kind_may_be_given_the_coordinates_that_it_has():
+    assert PositionConfig(kind="learned_2d", coordinates="absolute").reach == 16
+    assert PositionConfig(kind="grid", coordinates="fractional").reach == 0

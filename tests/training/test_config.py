@@ -14,10 +14,12 @@ def test_where_positions_end_no_image_may_be_longer(tmp_path, position):
     image = {**TOWER, "patch_size": 8, "position": {**position, "table_side": 9}}
     model = {"image": image, "text": {**TOWER, "vocab_size": 512}}
     for longest in (0, 10):
-        with pytest.raises(ConfigError, match=rf"max_grid_side: expected from 1 to 9, found {longest}"):
-            small_run(tmp_path, model=model, **resolution(tmp_path, longest))
-    small_run(tmp_path, model=model, **resolution(tmp_path, 9))
+        with pytest.raises(ConfigError, match=r"max_grid_side: expected from 1 to 9, where the table"):
+            small_run(tmp_path, model=model, **resolution(tmp_path, max_grid_side=longest))
+    small_run(tmp_path, model=model, **resolution(tmp_path, max_grid_side=9))
+    square = {"shape": "square", "min_side": 72, "max_side": 72}
+    small_run(tmp_path, model=model, **resolution(tmp_path, **square))
 
 
-def resolution(folder, longest: int) -> dict:
-    return {"data": {"shards": [str(folder / "shards")], "resolution": {"max_grid_side": longest}}}
+def resolution(folder, **settings) -> dict:
+    return {"data": {"shards": [str(folder / "shards")], "resolution": settings}}

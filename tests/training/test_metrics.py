@@ -54,7 +54,10 @@ def contrast(loss: float) -> Contrast:
 
 def test_a_meter_counts_what_passed_and_starts_anew(tmp_path: Path):
     batch = Batch(
-        pack(noise_images([(2, 3), (1, 4)], 2)), pack_captions(noise_captions([3, 5], 10)), keys=("a", "b")
+        pack(noise_images([(2, 3), (1, 4)], 2)),
+        pack_captions(noise_captions([3, 5], 10)),
+        keys=("a", "b"),
+        longest_wait=3,
     )
     config = small_run(tmp_path, data={"shards": ["x.tar"], "tokens_per_batch": 1024})
     meter = Meter(config, ALONE)
@@ -67,6 +70,10 @@ def test_a_meter_counts_what_passed_and_starts_anew(tmp_path: Path):
     assert row["loss"] == 3.0
     assert row["fill"] == 10 / 1024
     assert row["images_per_batch"] == 2
+    assert row["text_tokens_per_batch"] == 8
+    assert row["packing_wait"] == 3
+    assert row["images_per_batch_spread"] == 0
+    assert row["drop_rate"] == 0
     assert row["tokens_per_second"] / row["pairs_per_second"] == pytest.approx((10 + 8) / 2)
     assert (row["logit_scale"], row["logit_bias"]) == (10.0, -9.0)
     assert row["skipped_steps"] == 1
