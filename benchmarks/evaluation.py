@@ -41,7 +41,7 @@ from eval.model import PackedModel
 from eval.prompts import class_embeddings, load_templates
 from navit_clip.distributed import World
 from navit_clip.huggingface.siglip2 import clip_config, clip_weights
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import load_tokenizer
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -90,7 +90,7 @@ def text_contenders(num_classes: int) -> dict[str, Callable[[], object]]:
         **TEXT, vocab_size=49408, context_length=77, causal=True, alignment="left", biases=True
     )
     image = ImageTowerConfig(width=512, depth=1, num_heads=8, mlp_dim=64)
-    tower = NavitClip(ClipConfig(image=image, text=text)).eval()
+    tower = TwoTowers(ClipConfig(image=image, text=text)).eval()
     ours = PackedModel(tower, load_tokenizer("open_clip"))
     peer = open_clip.create_model(PEER).eval()
     tokenizer = open_clip.get_tokenizer(PEER)
@@ -110,7 +110,7 @@ def image_contenders(num_images: int) -> dict[str, Callable[[], object]]:
         vision_config=Siglip2VisionConfig(**IMAGE, patch_size=16, num_patches=256),
     )
     peer = Siglip2Model(config).eval()
-    tower = NavitClip(clip_config(config)).eval()
+    tower = TwoTowers(clip_config(config)).eval()
     tower.load_state_dict(clip_weights(peer.state_dict(), tower.config))
     ours = PackedModel(tower, load_tokenizer("open_clip"))
     generator = np.random.default_rng(0)

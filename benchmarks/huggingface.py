@@ -21,7 +21,7 @@ from transformers import Siglip2Config, Siglip2Model, Siglip2TextConfig, Siglip2
 
 from navit_clip.batch import PackedImages, Patches
 from navit_clip.huggingface.siglip2 import clip_config, clip_weights
-from navit_clip.model import NavitClip
+from navit_clip.model import TwoTowers
 
 PATCH_SIZE = 16
 SIDES = (64, 320)
@@ -88,7 +88,7 @@ def contenders(images: list[Patches]) -> tuple[Callable[[], Tensor], Callable[[]
         Siglip2Config(vision_config=Siglip2VisionConfig(**TOWER, patch_size=PATCH_SIZE), text_config=text)
     ).eval()
     config = clip_config(theirs.config)
-    ours = NavitClip(config).eval()
+    ours = TwoTowers(config).eval()
     ours.load_state_dict(clip_weights(theirs.state_dict(), config))
 
     pack = PackedImages.pack(images)

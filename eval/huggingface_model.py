@@ -23,7 +23,7 @@ from eval.image_config import ImageConfig
 from eval.model import JudgedModel, PackedModel
 from navit_clip.errors import CheckpointError
 from navit_clip.huggingface.siglip2 import clip_config, clip_weights
-from navit_clip.model import NavitClip
+from navit_clip.model import TwoTowers
 from navit_clip.tokenizer import load_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -123,7 +123,7 @@ def _load_packed(folder: Path, name: str, device: torch.device, dtype: torch.dty
         raise CheckpointError(f"{folder}: transformers cannot read it: {error}") from error
     config = clip_config(siglip2.config)
     with torch.device("meta"):
-        model = NavitClip(config)
+        model = TwoTowers(config)
     model.load_state_dict(clip_weights(siglip2.state_dict(), config), assign=True)
     model.to(device).compute_dtype = dtype
     tokenizer = load_tokenizer(folder)

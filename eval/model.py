@@ -23,7 +23,7 @@ from eval.image_config import ImageConfig
 from navit_clip.batch import Captions, PackedImages, Patches
 from navit_clip.data.patches import cut_grid
 from navit_clip.data.resize import grid_for
-from navit_clip.model.clip import NavitClip
+from navit_clip.model.clip import TwoTowers
 from navit_clip.tokenizer import Tokenizer
 
 
@@ -97,7 +97,7 @@ class PackedModel:
 
     def __init__(
         self,
-        model: NavitClip,
+        model: TwoTowers,
         tokenizer: Tokenizer,
         name: str = "",
         pretrained: str = "",

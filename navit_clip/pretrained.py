@@ -14,8 +14,7 @@ from navit_clip.batch import Captions, PackedImages, Patches, caption_identity
 from navit_clip.data.images import picture_pixels
 from navit_clip.data.patches import cut_patches
 from navit_clip.errors import CheckpointError, ConfigError
-from navit_clip.model import NavitClip as Towers
-from navit_clip.model import choose_backend
+from navit_clip.model import TwoTowers, choose_backend
 from navit_clip.tokenizer import Tokenizer
 from navit_clip.weights import LoadedModel, load_model, resolve_model_folder
 
@@ -32,7 +31,7 @@ class NavitClip:
         tokens_per_image: patches of an image at most; each keeps its shape and comes as near as that allows.
     """
 
-    def __init__(self, towers: Towers, tokenizer: Tokenizer, tokens_per_image: int = 256):
+    def __init__(self, towers: TwoTowers, tokenizer: Tokenizer, tokens_per_image: int = 256):
         if tokens_per_image < 1:
             raise ConfigError(f"tokens_per_image: expected at least 1, found {tokens_per_image}")
         self.towers = towers

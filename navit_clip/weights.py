@@ -23,7 +23,7 @@ from torch import Tensor
 
 from navit_clip.config import load_config, save_config
 from navit_clip.errors import CheckpointError, ConfigError
-from navit_clip.model import ClipConfig, NavitClip, Tower
+from navit_clip.model import ClipConfig, Tower, TwoTowers
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -37,11 +37,11 @@ MOST_NAMED = 8
 class LoadedModel(NamedTuple):
     """What a model folder holds."""
 
-    model: NavitClip
+    model: TwoTowers
     tokenizer: Tokenizer
 
 
-def save_model(model: NavitClip, tokenizer: Tokenizer, folder: Path) -> None:
+def save_model(model: TwoTowers, tokenizer: Tokenizer, folder: Path) -> None:
     """Writes a model folder; one that is already there is replaced.
 
     Raises:
@@ -118,7 +118,7 @@ def load_model(folder: Path) -> LoadedModel:
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: not readable as safetensors: {error}") from error
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     with torch.device("meta"):  # no memory and no random draws for weights that are replaced at once
-        model = NavitClip(config)
+        model = TwoTowers(config)
     check_weights(weights, model.state_dict(), where=str(folder / WEIGHTS_FILE))
     model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
     return LoadedModel(model.eval(), tokenizer)
@@ -146,7 +146,7 @@ def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
         raise CheckpointError(f"{where}: weights of another model; " + "; ".join(faults))
 
 
-def copy_tower(source: NavitClip, target: NavitClip, tower: Tower, where: str) -> None:
+def copy_tower(source: TwoTowers, target: TwoTowers, tower: Tower, where: str) -> None:
     """Gives one model's tower the weights of another's.
 
     Raises:

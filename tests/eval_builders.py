@@ -9,11 +9,11 @@ import torch
 
 from eval.model import PackedModel
 from navit_clip.data.shards import write_shard
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from tests.data_builders import SIZES, encode_image, noise_picture
 
 
-def small_model(seed: int = 0) -> NavitClip:
+def small_model(seed: int = 0) -> TwoTowers:
     """Towers of one block; equal seeds give equal weights."""
     size = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
     config = ClipConfig(
@@ -22,7 +22,7 @@ def small_model(seed: int = 0) -> NavitClip:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = NavitClip(config)
+        model = TwoTowers(config)
         with torch.no_grad():
             for parameter in model.parameters():  # far from the initial zeros, so that every input tells
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -42,7 +42,7 @@ class ByteTokenizer:
         raise NotImplementedError
 
 
-def judged(model: NavitClip | None = None) -> PackedModel:
+def judged(model: TwoTowers | None = None) -> PackedModel:
     """A model as evaluation takes it; without one, the small one."""
     return PackedModel(model or small_model(), ByteTokenizer(), "small", "random")
 

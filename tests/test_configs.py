@@ -10,7 +10,7 @@ import torch
 
 from eval.task_config import EvalConfig
 from navit_clip.config import load_config
-from navit_clip.model import ClipConfig, NavitClip
+from navit_clip.model import ClipConfig, TwoTowers
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -44,7 +44,7 @@ def test_a_config_loads_and_opens_with_its_command(path, root, monkeypatch):
 @pytest.mark.parametrize("path", each("model/*.yaml"))
 def test_a_model_s_comment_counts_its_parameters(path):
     with torch.device("meta"):
-        model = NavitClip(load_config(ClipConfig, path))
+        model = TwoTowers(load_config(ClipConfig, path))
     millions = [
         sum(weight.numel() for weight in part.parameters()) / 1e6 for part in (model, model.image, model.text)
     ]

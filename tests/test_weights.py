@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from navit_clip.errors import CheckpointError
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import train_tokenizer
 from navit_clip.weights import load_model, resolve_model_folder, save_model
 
@@ -17,13 +17,13 @@ def tokenizer():
     return train_tokenizer(["a small dog", "a large dog"], vocab_size=512)
 
 
-def small_model(**image) -> NavitClip:
+def small_model(**image) -> TwoTowers:
     size = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
     config = ClipConfig(
         image=ImageTowerConfig(**size, patch_size=4, position=PositionConfig(table_side=3), **image),
         text=TextTowerConfig(**size, vocab_size=512),
     )
-    return NavitClip(config)
+    return TwoTowers(config)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from navit_clip.batch import Batch, Embeddings
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError
-from navit_clip.model import ClipConfig, NavitClip
+from navit_clip.model import ClipConfig, TwoTowers
 from training.average import MovingAverage
 
 if not torch.cuda.is_available():
@@ -110,7 +110,7 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, model: NavitClip, optimizer: torch.optim.Optimizer, world: World
+        self, config: EngineConfig, model: TwoTowers, optimizer: torch.optim.Optimizer, world: World
     ):
         self.config = config
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, launched or not
@@ -179,7 +179,7 @@ class Engine:
         """The norm of the gradient of the last step that was not skipped, before clipping."""
         return self._norm
 
-    def whole_model(self) -> NavitClip:
+    def whole_model(self) -> TwoTowers:
         """The weights as they are now, or their average, in a model without DeepSpeed's hooks, on every rank.
 
         Where weights are sharded (ZeRO-3) this gathers a copy, which all ranks must ask for together.
@@ -189,7 +189,7 @@ class Engine:
             return self._module
         weights = dict(self._whole_weights() if self._average is None else self._whole_average())
         with torch.device("meta"):  # no random draws: the run's own stay as they were
-            whole = NavitClip(self._module.config)
+            whole = TwoTowers(self._module.config)
         whole.compute_dtype = self.config.compute_dtype
         whole.load_state_dict(weights, assign=True)
         return whole

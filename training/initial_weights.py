@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from navit_clip.errors import CheckpointError
-from navit_clip.model import TOWERS, NavitClip, Tower
+from navit_clip.model import TOWERS, Tower, TwoTowers
 from navit_clip.tokenizer import Tokenizer, same_tokenizer
 from navit_clip.weights import copy_tower, load_model, resolve_model_folder
 
@@ -33,7 +33,7 @@ class InitialWeightsConfig:
         return () if self.weight_decay else tuple(self.folders)
 
 
-def load_initial_weights(config: InitialWeightsConfig, model: NavitClip, tokenizer: Tokenizer) -> None:
+def load_initial_weights(config: InitialWeightsConfig, model: TwoTowers, tokenizer: Tokenizer) -> None:
     """Replaces the random weights of the towers that the config names.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from navit_clip.errors import ConfigError
-from navit_clip.model import TOWERS, NavitClip, Tower
+from navit_clip.model import TOWERS, Tower, TwoTowers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class OptimizerConfig:
 
 
 def make_optimizer(
-    config: OptimizerConfig, model: NavitClip, undecayed: Sequence[Tower] = ()
+    config: OptimizerConfig, model: TwoTowers, undecayed: Sequence[Tower] = ()
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; the loop sets each step's learning rate."""
     return torch.optim.AdamW(
@@ -77,7 +77,7 @@ def make_optimizer(
     )
 
 
-def freeze_towers(config: OptimizerConfig, model: NavitClip) -> None:
+def freeze_towers(config: OptimizerConfig, model: TwoTowers) -> None:
     """Takes the frozen towers' weights out of training: no gradient, no optimizer state."""
     for tower in TOWERS:
         if getattr(config, tower).freeze:
@@ -85,7 +85,7 @@ def freeze_towers(config: OptimizerConfig, model: NavitClip) -> None:
 
 
 def parameter_groups(
-    config: OptimizerConfig, model: NavitClip, undecayed: Sequence[Tower] = ()
+    config: OptimizerConfig, model: TwoTowers, undecayed: Sequence[Tower] = ()
 ) -> list[dict[str, Any]]:
     """Parameters that share a learning rate and a weight decay, for a torch optimizer.
 
@@ -112,7 +112,7 @@ class _Treatment(NamedTuple):
 
 
 def _treatments(
-    config: OptimizerConfig, model: NavitClip, undecayed: Sequence[Tower]
+    config: OptimizerConfig, model: TwoTowers, undecayed: Sequence[Tower]
 ) -> Iterator[tuple[_Treatment, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

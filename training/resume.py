@@ -13,7 +13,7 @@ from navit_clip.config import load_config
 from navit_clip.data import TrainLoader, deal_again
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, NavitClipError
-from navit_clip.model import ClipConfig, NavitClip
+from navit_clip.model import ClipConfig, TwoTowers
 from navit_clip.tokenizer import Tokenizer, load_tokenizer, same_tokenizer
 from navit_clip.weights import CONFIG_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, config_differences
 from training.checkpoint import LATEST, MOMENTS, RECORD, WEIGHTS, Progress, digest
@@ -67,7 +67,7 @@ class Checkpoint:
                 f"words; set tokenizer={own}"
             )
 
-    def load_weights(self, model: NavitClip) -> None:
+    def load_weights(self, model: TwoTowers) -> None:
         """Gives a model, not yet in an engine, the weights in training."""
         averaged = (self.folder / WEIGHTS).exists()
         model.load_state_dict(load_file(self.folder / (WEIGHTS if averaged else f"model/{WEIGHTS_FILE}")))

@@ -20,7 +20,7 @@ from navit_clip.data import Faults, TrainLoader, find_shards, validation_batches
 from navit_clip.data.counts import counts_line
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
-from navit_clip.model import NavitClip, choose_backend
+from navit_clip.model import TwoTowers, choose_backend
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
 from training.checkpoint import LATEST, CheckpointWriter, Progress, name_latest
 from training.config import RunConfig
@@ -78,7 +78,7 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     )
 
     torch.manual_seed(config.seed)
-    model = NavitClip(config.model)
+    model = TwoTowers(config.model)
     if checkpoint is None:
         load_initial_weights(config.init_from, model, tokenizer)
     else:

@@ -12,7 +12,7 @@ from navit_clip.data import ValidationDataConfig
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError, DataError
 from navit_clip.loss import LossConfig, contrastive_loss
-from navit_clip.model import NavitClip
+from navit_clip.model import TwoTowers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ValidationConfig:
 
 @torch.no_grad()  # not inference mode: what attention keeps of a pack would be unfit for training
 def validation_loss(
-    config: ValidationConfig, loss: LossConfig, model: NavitClip, batches: Iterable[Batch], world: World
+    config: ValidationConfig, loss: LossConfig, model: TwoTowers, batches: Iterable[Batch], world: World
 ) -> float:
     """Mean sigmoid loss over groups of `config.group` held-out pairs, the same on every rank.
 
@@ -72,7 +72,7 @@ def validation_loss(
     return torch.stack(losses).mean().item()
 
 
-def _embed(model: NavitClip, batches: Iterable[Batch], device: torch.device) -> list[torch.Tensor]:
+def _embed(model: TwoTowers, batches: Iterable[Batch], device: torch.device) -> list[torch.Tensor]:
     """Image and text vectors, caption identities and key hashes of all batches."""
     vectors = torch.empty(0, model.embedding_dim, device=device)
     numbers = torch.empty(0, dtype=torch.int64, device=device)

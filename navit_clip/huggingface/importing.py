@@ -31,7 +31,7 @@ from navit_clip.huggingface import open_clip_format, own_architecture, siglip, s
 from navit_clip.huggingface.import_verification import ImportVerification, verify_import
 from navit_clip.huggingface.quiet import quiet_transformers
 from navit_clip.huggingface.weight_files import read_json, read_weights
-from navit_clip.model import ClipConfig, NavitClip
+from navit_clip.model import ClipConfig, TwoTowers
 from navit_clip.tokenizer import Cleaning, OpenClipTokenizer, PaddedTokenizer, Tokenizer, load_tokenizer
 from navit_clip.weights import LoadedModel, check_weights, save_model
 
@@ -185,7 +185,7 @@ def _loaded(
             f"{config.text.vocab_size}: not the tokenizer of this model"
         )
     with torch.device("meta"):
-        model = NavitClip(config)
+        model = TwoTowers(config)
     model.load_state_dict({name: weight.contiguous() for name, weight in weights.items()}, assign=True)
     return LoadedModel(model.eval(), tokenizer)
 

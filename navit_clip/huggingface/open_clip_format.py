@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from navit_clip.errors import CheckpointError
 from navit_clip.huggingface.siglip import flattened_convolution
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.weights import check_weights
 
 CONFIG_FILE = "open_clip_config.json"
@@ -175,7 +175,7 @@ def clip_weights(
         CheckpointError: the weights are not those of the model; lists what differs.
     """
     with torch.device("meta"):
-        ours = NavitClip(config).state_dict()
+        ours = TwoTowers(config).state_dict()
     check_weights(weights, _expected(model, config, ours), where)
     out = {name: weights[theirs] for name, theirs in _names(config).items()}
     out["image.position.table"] = weights[_table_name(model)]

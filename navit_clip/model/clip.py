@@ -41,7 +41,7 @@ class ClipConfig:
             raise ConfigError(f"initial_logit_scale: expected above 0, found {self.initial_logit_scale}")
 
 
-class NavitClip(nn.Module):
+class TwoTowers(nn.Module):
     """logits = exp(logit_scale) * <image, text> + logit_bias, for unit vectors from the two towers."""
 
     compute_dtype: torch.dtype = torch.float32

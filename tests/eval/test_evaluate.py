@@ -5,7 +5,7 @@ import pytest
 from eval.evaluate import main
 from eval.records import read_records
 from navit_clip.errors import ConfigError
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import train_tokenizer
 from navit_clip.weights import save_model
 from tests.eval_builders import write_labelled
@@ -19,7 +19,7 @@ def run_folder(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "small"
     size = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
     image = ImageTowerConfig(**size, patch_size=4)
-    model = NavitClip(ClipConfig(image=image, text=TextTowerConfig(**size, vocab_size=512)))
+    model = TwoTowers(ClipConfig(image=image, text=TextTowerConfig(**size, vocab_size=512)))
     save_model(model, train_tokenizer(["a picture"], 512), run / "checkpoints" / "step-00000010" / "model")
     (run / "checkpoints" / "latest").write_text("step-00000010")
     return run

@@ -19,7 +19,7 @@ from eval.samples import ShardSamples
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError
 from navit_clip.huggingface.folder import write_siglip2
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.weights import LoadedModel
 from tests.data_builders import SIZES, noise_picture, small_tokenizer
 from tests.eval_builders import write_labelled
@@ -62,7 +62,7 @@ def exported(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     image = ImageTowerConfig(**TOWER, patch_size=4, position=PositionConfig(kind="grid", table_side=4))
     text = TextTowerConfig(**TOWER, vocab_size=small_tokenizer().vocab_size)
-    model = spread(NavitClip(ClipConfig(image=image, text=text)))
+    model = spread(TwoTowers(ClipConfig(image=image, text=text)))
     write_siglip2(LoadedModel(model, small_tokenizer()), folder, "both", tokens_per_image=16)
     return folder
 

@@ -16,7 +16,7 @@ from navit_clip.batch import PackedImages
 from navit_clip.data import image_patches
 from navit_clip.errors import CheckpointError, ConfigError, ExportError
 from navit_clip.huggingface.export import main
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
 from navit_clip.weights import load_model, save_model
 from tests.data_builders import encode_image, noise_picture, write_pairs
@@ -86,7 +86,7 @@ torch.save(
 """
 
 
-def trained(position: str = "learned", **text) -> NavitClip:
+def trained(position: str = "learned", **text) -> TwoTowers:
     """A small model whose weights are none of its initial zeros and ones."""
     torch.manual_seed(1)
     size = {"depth": 2, "num_heads": 2, "mlp_dim": 40}
@@ -95,7 +95,7 @@ def trained(position: str = "learned", **text) -> NavitClip:
         image=ImageTowerConfig(**size, width=16, patch_size=PATCH_SIZE, position=table),
         text=TextTowerConfig(**size, width=24, vocab_size=600, **text),
     )
-    model = NavitClip(config).eval()
+    model = TwoTowers(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -29,7 +29,7 @@ from navit_clip.huggingface.own_architecture import (
     clip_config,
     own_config,
 )
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
 from navit_clip.weights import load_model, save_model
 from tests.data_builders import noise_picture
@@ -68,7 +68,7 @@ def built(
     qk_norm: bool = True,
     vocab_size: int = 600,
     **text,
-) -> NavitClip:
+) -> TwoTowers:
     """A small model whose weights are none of its initial zeros and ones."""
     kind, coordinates, combination = position
     size = {"depth": 2, "num_heads": 2, "mlp_dim": 40, "qk_norm": qk_norm, "biases": biases}
@@ -82,12 +82,12 @@ def built(
         image=ImageTowerConfig(**size, width=16, patch_size=4, position=table),
         text=TextTowerConfig(**{**size, **text}, width=24, vocab_size=vocab_size),
     )
-    model = shaken(NavitClip(config))
-    assert isinstance(model, NavitClip)
+    model = shaken(TwoTowers(config))
+    assert isinstance(model, TwoTowers)
     return model
 
 
-def remote(model: NavitClip, **settings) -> NavitSiglipModel:
+def remote(model: TwoTowers, **settings) -> NavitSiglipModel:
     config = own_config(model.config, attended_padding=False, token_ids={})
     theirs = NavitSiglipModel._from_config(config, **settings).eval()
     theirs.load_state_dict(model.state_dict())

@@ -19,7 +19,7 @@ from navit_clip.huggingface.siglip2 import (
     siglip2_config,
     siglip2_weights,
 )
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
 from tests.packs import noise_captions, noise_images, pack, pack_captions
 
@@ -56,9 +56,9 @@ def random_siglip2(seed: int) -> Siglip2Model:
     return model
 
 
-def imported(model: Siglip2Model) -> NavitClip:
+def imported(model: Siglip2Model) -> TwoTowers:
     config = clip_config(model.config)
-    ours = NavitClip(config).eval()
+    ours = TwoTowers(config).eval()
     ours.load_state_dict(clip_weights(model.state_dict(), config))
     return ours
 
@@ -155,7 +155,7 @@ def small_config(position: str = "learned", biases: bool = False, **text) -> Cli
 def test_a_model_leaves_as_siglip2_and_comes_back(position, biases):
     torch.manual_seed(0)
     config = small_config(position, biases)
-    ours = NavitClip(config).eval()
+    ours = TwoTowers(config).eval()
     for parameter in ours.parameters():
         parameter.add_(0.2 * torch.randn_like(parameter))
     model = Siglip2Model(siglip2_config(config)).eval()

@@ -13,9 +13,9 @@ from navit_clip.errors import ConfigError, DataError
 from navit_clip.model import (
     ClipConfig,
     ImageTowerConfig,
-    NavitClip,
     PositionConfig,
     TextTowerConfig,
+    TwoTowers,
 )
 from tests.packs import noise_captions, noise_images, pack, pack_captions
 
@@ -53,16 +53,16 @@ CONFIGS = {
 }
 
 
-def make_model(config: ClipConfig) -> NavitClip:
+def make_model(config: ClipConfig) -> TwoTowers:
     torch.manual_seed(0)
-    model = NavitClip(config)
+    model = TwoTowers(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # zeros would hide a bias that is not used
             torch.nn.init.normal_(parameter, std=0.1)
     return model
 
 
-def gradients(model: NavitClip, output: torch.Tensor) -> dict[str, torch.Tensor]:
+def gradients(model: TwoTowers, output: torch.Tensor) -> dict[str, torch.Tensor]:
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(7))
     model.zero_grad()
     (output * weights).sum().backward()
@@ -140,7 +140,7 @@ def test_heads_must_divide_the_width():
 
 
 def test_compute_dtype_is_what_attention_runs_in_and_leaves_the_weights():
-    model = NavitClip(CONFIGS["navit"])
+    model = TwoTowers(CONFIGS["navit"])
     images = pack(noise_images([(2, 3), (1, 1)], PATCH_SIZE))
     captions = pack_captions(noise_captions([3, 2], VOCAB_SIZE))
     exact = model.encode_images(images)

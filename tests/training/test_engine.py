@@ -14,7 +14,7 @@ from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
 from navit_clip.loss import LossConfig, contrastive_loss
-from navit_clip.model import NavitClip
+from navit_clip.model import TwoTowers
 from navit_clip.tokenizer import load_tokenizer
 from tests.ranks import on_ranks
 from tests.training_builders import small_run
@@ -29,9 +29,9 @@ PARTS = 4
 """The stream is cut for four ranks; fewer ranks, or batches, take several parts as one."""
 
 
-def make_model(config: RunConfig) -> NavitClip:
+def make_model(config: RunConfig) -> TwoTowers:
     torch.manual_seed(0)
-    return NavitClip(config.model)
+    return TwoTowers(config.model)
 
 
 def make_loaders(config: RunConfig):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError
-from navit_clip.model import ClipConfig, NavitClip
+from navit_clip.model import ClipConfig, TwoTowers
 from navit_clip.tokenizer import train_tokenizer
 from navit_clip.weights import save_model
 from tests.data_builders import small_tokenizer
@@ -23,17 +23,17 @@ from training.optimizer import OptimizerConfig, TowerOptimizerConfig
 from training.train import run_training
 
 
-def trained(folder: Path, config: ClipConfig) -> NavitClip:
+def trained(folder: Path, config: ClipConfig) -> TwoTowers:
     """A model folder whose weights no other seed gives."""
     torch.manual_seed(99)
-    model = NavitClip(config)
+    model = TwoTowers(config)
     model.logit_scale.data.fill_(3.0)
     model.logit_bias.data.fill_(-4.0)
     save_model(model, small_tokenizer(), folder)
     return model
 
 
-def copied(source: NavitClip, target: NavitClip) -> set[str]:
+def copied(source: TwoTowers, target: TwoTowers) -> set[str]:
     """Which parts of a model are another's: a tower counts by its head, which is drawn at random."""
     marks = {
         "image": "image.pooling.probe",
@@ -56,7 +56,7 @@ def copied(source: NavitClip, target: NavitClip) -> set[str]:
 def test_towers_come_from_a_model_folder(tmp_path: Path, towers, expected):
     config = small_run(tmp_path).model
     source = trained(tmp_path / "model", config)
-    model = NavitClip(config)
+    model = TwoTowers(config)
     folders = InitialWeightsConfig(**dict.fromkeys(towers, str(tmp_path / "model")))
     load_initial_weights(folders, model, small_tokenizer())
     assert copied(source, model) == expected
@@ -70,17 +70,17 @@ def test_what_does_not_fit_is_listed(tmp_path: Path):
     with pytest.raises(
         CheckpointError, match=r"image\.depth is 2 there and 1 here; image\.num_heads is 2 there and 4 here$"
     ):
-        load_initial_weights(folder, NavitClip(other), small_tokenizer())
+        load_initial_weights(folder, TwoTowers(other), small_tokenizer())
     wider = replace(config, image=replace(config.image, width=64))
     text = InitialWeightsConfig(text=str(tmp_path / "model"))
     with pytest.raises(
         CheckpointError, match=r"text\.head\.weight \(expected \[64, 32\], found \[32, 32\]\)"
     ):
-        load_initial_weights(text, NavitClip(wider), small_tokenizer())
+        load_initial_weights(text, TwoTowers(wider), small_tokenizer())
     with pytest.raises(CheckpointError, match="another tokenizer than this run"):
-        load_initial_weights(text, NavitClip(config), train_tokenizer(["wholly other words"], 512))
+        load_initial_weights(text, TwoTowers(config), train_tokenizer(["wholly other words"], 512))
     with pytest.raises(CheckpointError, match="no such folder"):
-        load_initial_weights(InitialWeightsConfig(text="/nowhere"), NavitClip(config), small_tokenizer())
+        load_initial_weights(InitialWeightsConfig(text="/nowhere"), TwoTowers(config), small_tokenizer())
 
 
 def train_twice(world: World, config: RunConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from navit_clip.errors import ConfigError
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, PositionConfig, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from training.optimizer import (
     OptimizerConfig,
     TowerOptimizerConfig,
@@ -19,12 +19,12 @@ from training.optimizer import (
 SIZE = {"width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16, "biases": True, "qk_norm": True}
 
 
-def make_model(positions: Any = "learned") -> NavitClip:
+def make_model(positions: Any = "learned") -> TwoTowers:
     image = ImageTowerConfig(**SIZE, position=PositionConfig(kind=positions))
-    return NavitClip(ClipConfig(image=image, text=TextTowerConfig(**SIZE, vocab_size=20)))
+    return TwoTowers(ClipConfig(image=image, text=TextTowerConfig(**SIZE, vocab_size=20)))
 
 
-def settings(model: NavitClip, name: str, **arguments) -> dict[str, float]:
+def settings(model: TwoTowers, name: str, **arguments) -> dict[str, float]:
     """One setting of every parameter that is trained, by the parameter's name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model=model, **arguments)

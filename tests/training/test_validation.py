@@ -9,7 +9,7 @@ from navit_clip.batch import Batch, Captions, PackedImages
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError, DataError
 from navit_clip.loss import LossConfig, contrastive_loss
-from navit_clip.model import ClipConfig, ImageTowerConfig, NavitClip, TextTowerConfig
+from navit_clip.model import ClipConfig, ImageTowerConfig, TextTowerConfig, TwoTowers
 from tests.packs import noise_captions, noise_images
 from tests.ranks import on_ranks
 from training.validation import ValidationConfig, validation_loss
@@ -19,10 +19,10 @@ NUM_PAIRS = 11
 TOWER = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
 
 
-def make_model() -> NavitClip:
+def make_model() -> TwoTowers:
     torch.manual_seed(0)
     image = ImageTowerConfig(**TOWER, patch_size=4)
-    return NavitClip(ClipConfig(image=image, text=TextTowerConfig(**TOWER, vocab_size=30))).train()
+    return TwoTowers(ClipConfig(image=image, text=TextTowerConfig(**TOWER, vocab_size=30))).train()
 
 
 def batch_of(numbers: list[int]) -> Batch:
