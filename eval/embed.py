@@ -161,7 +161,8 @@ def _to_json(pack: _Pack) -> dict[str, Any]:
 
 def _from_json(about: dict[str, Any]) -> _Pack:
     samples = [
-        (index, Sample(key, b"", tuple(captions), label)) for index, key, captions, label in about["samples"]
+        (index, Sample(key, b"", captions=tuple(captions), label=label))
+        for index, key, captions, label in about["samples"]
     ]
     faults = [(index, key, SampleError(cause, detail)) for index, key, cause, detail in about["faults"]]
     return _Pack(samples, faults, about["num_tokens"], about["seconds"])

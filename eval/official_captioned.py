@@ -124,4 +124,6 @@ def _flickr8k_captions(folder: Path) -> Captions:
     for line in (folder / FLICKR8K_CAPTIONS).read_text(encoding="utf-8").splitlines():
         name, _, caption = line.partition("\t")
         of_image[name.partition("#")[0]].append(caption.strip())
-    return {name: of_image[name] for name in split.read_text(encoding="utf-8").split()}
+    # Copies of the list are about that name an image too many, one that nobody captioned.
+    names = split.read_text(encoding="utf-8").split()
+    return {name: of_image[name] for name in names if name in of_image}

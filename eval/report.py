@@ -126,17 +126,27 @@ def _facts(source: Source, named: bool) -> str:
     if not train:
         return ""
     last = train[-1]
-    recent = train[-max(1, len(train) // 20) :]
     facts = [
         (f"{last['pairs']:,}", "pairs seen"),
         (f"{last['step']:,}", "steps"),
-        (f"{fmean(row['loss'] for row in recent):.4g}", "training loss, mean of the last 5 %"),
+        (f"{final_loss(train):.4g}", "training loss, mean of the last 5 %"),
         (f"{median(row['pairs_per_second'] for row in train):.3g}", "pairs / s, median"),
         (f"{100 * fmean(row['fill'] for row in train):.1f} %", "of the token budget filled, mean"),
     ]
     name = f'<p class="note">{html.escape(source.name)}</p>' if named else ""
     cells = "".join(f"<div><b>{number}</b><span>{what}</span></div>" for number, what in facts)
     return f'{name}<div class="facts">{cells}</div>'
+
+
+def final_loss(train: Sequence[Record]) -> float:
+    """Mean training loss over the last twentieth of the pairs seen: a run's last row may be of few steps."""
+    before = [0, *(row["pairs"] for row in train[:-1])]
+    recent = [
+        (row["loss"], row["pairs"] - start)
+        for start, row in zip(before, train, strict=True)
+        if row["pairs"] >= 0.95 * train[-1]["pairs"]
+    ]
+    return sum(loss * pairs for loss, pairs in recent) / sum(pairs for _, pairs in recent)
 
 
 def _figures(drawings: Sequence[Drawing]) -> str:

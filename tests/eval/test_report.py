@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eval.records import read_records, write_record
-from eval.report import build_report, main
+from eval.report import build_report, final_loss, main
 from eval.score_figures import pareto_front
 from eval.score_tables import group_records
 from eval.task_config import EvalConfig, TaskConfig
@@ -209,3 +209,9 @@ def test_pareto_front():
     costs, scores = [4, 1, 2, 3, 1], [0.5, 0.3, 0.2, 0.6, 0.1]
     points = [{"cost": cost, "acc1": score} for cost, score in zip(costs, scores, strict=True)]
     assert [point["cost"] for point in pareto_front(points, "cost")] == [1, 3]
+
+
+def test_the_final_loss_weighs_rows_by_their_pairs():
+    rows = [{"pairs": 900, "loss": 7.0}, {"pairs": 960, "loss": 4.0}, {"pairs": 1000, "loss": 9.0}]
+    assert final_loss(rows) == pytest.approx((60 * 4.0 + 40 * 9.0) / 100)
+    assert final_loss(rows[:1]) == 7.0
