@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,6 +30,7 @@ from navit_clip.tokenizer import Tokenizer, load_tokenizer
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "navit_clip.yaml"
 TOKENIZER_FOLDER = "tokenizer"
+RUN_CONFIG_FILE = "config.yaml"
 
 MOST_NAMED = 8
 """How many weights an error names before it only counts them."""
@@ -198,6 +200,14 @@ def resolve_model_folder(path: str | Path) -> Path:
         f"{path}: expected a model folder ({CONFIG_FILE}), a checkpoint (model/) or a run with at least one "
         "checkpoint (checkpoints/latest), found none of them"
     )
+
+
+def evaluated_tokens(path: str | Path) -> int | None:
+    """Patches an image has in the evaluations of the run that a path is or lies in; None outside a run."""
+    path = Path(path).absolute()
+    places = (path, *path.parents[:3]) if path.is_dir() else ()  # RUN/checkpoints/step-…/model at the deepest
+    run = next((place for place in places if (place / RUN_CONFIG_FILE).is_file()), None)
+    return run and OmegaConf.select(OmegaConf.load(run / RUN_CONFIG_FILE), "evaluation.tokens_per_image")
 
 
 def _listed(names: list[str]) -> str:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from navit_clip.errors import CheckpointError
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import train_tokenizer
-from navit_clip.weights import load_model, resolve_model_folder, save_model
+from navit_clip.weights import evaluated_tokens, load_model, resolve_model_folder, save_model
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +142,13 @@ def test_whoever_may_read_the_config_may_read_the_weights(folder):
         (folder / "navit_clip.yaml").stat().st_mode
     }
     assert (folder / "model.safetensors").stat().st_mode & 0o666 == folder.stat().st_mode & 0o666
+
+
+def test_a_run_and_its_checkpoints_are_judged_at_one_number_of_tokens(tmp_path):
+    model = tmp_path / "run" / "checkpoints" / "step-00000004" / "model"
+    model.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("evaluation: {tokens_per_image: 64}\n")
+    for place in (tmp_path / "run", model.parent, model):
+        assert evaluated_tokens(place) == 64
+    assert evaluated_tokens(tmp_path) is None
+    assert evaluated_tokens("open_clip:ViT-B-32") is None

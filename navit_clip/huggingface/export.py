@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from navit_clip.errors import ConfigError
 from navit_clip.huggingface.examples import Examples, find_examples
 from navit_clip.huggingface.folder import write_own, write_siglip2
@@ -16,7 +14,13 @@ from navit_clip.huggingface.onnx_towers import verify_onnx, write_onnx
 from navit_clip.huggingface.quiet import quiet_transformers
 from navit_clip.huggingface.run_facts import read_run_facts
 from navit_clip.huggingface.verification import Verification, verify
-from navit_clip.weights import LoadedModel, load_model, resolve_model_folder, whole_folder
+from navit_clip.weights import (
+    LoadedModel,
+    evaluated_tokens,
+    load_model,
+    resolve_model_folder,
+    whole_folder,
+)
 
 FORMATS = {
     "siglip2": (write_siglip2, verify),
@@ -37,7 +41,7 @@ def main(argv: list[str]) -> int:
         check_push(arguments.push)
     loaded = load_model(resolve_model_folder(arguments.run))
     examples = find_examples(arguments.images, arguments.run)
-    tokens_per_image = arguments.tokens_per_image or _evaluated_tokens(arguments.run)
+    tokens_per_image = arguments.tokens_per_image or evaluated_tokens(arguments.run) or TOKENS_PER_IMAGE
     with quiet_transformers():
         facts = CardFacts(
             arguments.format,
@@ -85,14 +89,6 @@ def export(loaded: LoadedModel, folder: Path, facts: CardFacts, examples: Exampl
         card = model_card(loaded.model.config, facts, verification)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return verification
-
-
-def _evaluated_tokens(run: Path) -> int:
-    """How many patches the run's own evaluations gave an image."""
-    config = run / "config.yaml"
-    key = "evaluation.tokens_per_image"
-    found = OmegaConf.select(OmegaConf.load(config), key) if config.exists() else None
-    return found or TOKENS_PER_IMAGE
 
 
 def _parser() -> argparse.ArgumentParser:
