@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from navit_clip.batch import Batch, lengths_of
 from navit_clip.data.shards import write_shard
 from navit_clip.tokenizer import Tokenizer, train_tokenizer
 
@@ -18,6 +19,7 @@ __all__ = [
     "encode_image",
     "noise_picture",
     "pair",
+    "pairs_of",
     "small_tokenizer",
     "solid_picture",
     "striped_picture",
@@ -83,6 +85,17 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+
+
+def pairs_of(batch: Batch) -> Iterator[tuple[str, bytes]]:
+    """(key, everything that was drawn for it) of each pair, the draw as bytes."""
+    images, captions = batch.images, batch.captions
+    pixels = images.patches.split(lengths_of(images.offsets))
+    positions = images.position.split(lengths_of(images.offsets))
+    ids = captions.ids.split(lengths_of(captions.offsets))
+    for i, key in enumerate(batch.keys):
+        drawn = (images.grid[i], positions[i], pixels[i], ids[i])
+        yield key, b"|".join(part.numpy().tobytes() for part in drawn)
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,15 @@ from navit_clip.data.loader import TrainLoader
 from navit_clip.data.resolution import ResolutionConfig, ResolutionStage
 from navit_clip.data.stream import DataConfig
 from navit_clip.errors import CheckpointError, ConfigError, DataError
-from tests.data_builders import encode_image, noise_picture, pair, small_tokenizer, write_pairs, write_shard
+from tests.data_builders import (
+    encode_image,
+    noise_picture,
+    pair,
+    pairs_of,
+    small_tokenizer,
+    write_pairs,
+    write_shard,
+)
 
 PATCH = 8
 NUM_PAIRS = 33
@@ -40,17 +48,6 @@ def config(shards, **changes):
 
 def loader(shards, rank=0, world_size=1, seed=0, **changes):
     return TrainLoader(config(shards, **changes), small_tokenizer(), PATCH, 16, seed, rank, world_size)
-
-
-def pairs_of(batch):
-    """(key, everything that was drawn for it) of each pair, the draw as bytes."""
-    images, captions = batch.images, batch.captions
-    pixels = images.patches.split(lengths_of(images.offsets))
-    positions = images.position.split(lengths_of(images.offsets))
-    ids = captions.ids.split(lengths_of(captions.offsets))
-    for i, key in enumerate(batch.keys):
-        drawn = (images.grid[i], positions[i], pixels[i], ids[i])
-        yield key, b"|".join(part.numpy().tobytes() for part in drawn)
 
 
 def bytes_of(batch):

@@ -9,71 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from navit_clip.batch import Batch, Captions, PackedImages
-from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
 from navit_clip.loss import LossConfig, contrastive_loss
-from navit_clip.model import TwoTowers
-from navit_clip.tokenizer import load_tokenizer
 from tests.ranks import on_ranks
 from tests.training_builders import small_run
+from tests.training_steps import LEARNING_RATE, PARTS, joined, make_model, make_parts, take_step
 from training.config import RunConfig
 from training.engine import Engine, EngineConfig
 from training.gradient import accumulate_gradient
 from training.optimizer import make_optimizer
 
 STEPS = 30
-LEARNING_RATE = 1e-3
-PARTS = 4
-"""The stream is cut for four ranks; fewer ranks, or batches, take several parts as one."""
-
-
-def make_model(config: RunConfig) -> TwoTowers:
-    torch.manual_seed(0)
-    return TwoTowers(config.model)
-
-
-def make_loaders(config: RunConfig):
-    image, text = config.model.image, config.model.text
-    tokenizer = load_tokenizer(config.tokenizer)
-    return [
-        iter(TrainLoader(config.data, tokenizer, image.patch_size, text.context_length, 0, part, PARTS))
-        for part in range(PARTS)
-    ]
-
-
-def joined(batches: list[Batch]) -> Batch:
-    """Batches as one batch, in order."""
-
-    def end_to_end(offsets: list[torch.Tensor]) -> torch.Tensor:
-        lengths = torch.cat([part.diff() for part in offsets])
-        return torch.cat([torch.zeros(1, dtype=torch.int32), lengths.cumsum(0, dtype=torch.int32)])
-
-    images, captions = [batch.images for batch in batches], [batch.captions for batch in batches]
-    return Batch(
-        images=PackedImages(
-            patches=torch.cat([part.patches for part in images]),
-            position=torch.cat([part.position for part in images]),
-            grid=torch.cat([part.grid for part in images]),
-            offsets=end_to_end([part.offsets for part in images]),
-            max_length=max(part.max_length for part in images),
-            max_side=max(part.max_side for part in images),
-        ),
-        captions=Captions(
-            ids=torch.cat([part.ids for part in captions]),
-            offsets=end_to_end([part.offsets for part in captions]),
-            max_length=max(part.max_length for part in captions),
-            identity=torch.cat([part.identity for part in captions]),
-        ),
-        keys=sum((batch.keys for batch in batches), ()),
-    )
-
-
-def make_parts(config: RunConfig) -> list[list[Batch]]:
-    """For each step the parts that ranks and batches are made of."""
-    loaders = make_loaders(config)
-    return [[next(loader) for loader in loaders] for _ in range(STEPS)]
 
 
 def plain_losses(config: RunConfig) -> list[float]:
@@ -82,7 +29,7 @@ def plain_losses(config: RunConfig) -> list[float]:
     model = make_model(config)
     optimizer = make_optimizer(replace(config.optimizer, learning_rate=LEARNING_RATE), model)
     losses = []
-    for parts in make_parts(config):
+    for parts in make_parts(config, STEPS):
         batch = joined(parts)
         loss = contrastive_loss(LossConfig(), model(batch), [len(batch)], alone)
         loss.backward()
@@ -96,26 +43,14 @@ def plain_losses(config: RunConfig) -> list[float]:
 def engine_losses(
     world: World, config: RunConfig, engines: list[tuple[EngineConfig, bool]]
 ) -> list[list[float]]:
-    """Losses of this rank, scaled so that ranks average to the whole batch's, for each engine in turn.
-
-    The parts of a step are shared out among ranks, and a rank's among its batches.
-    """
-    steps, results = make_parts(config), []
+    """Losses of this rank, which ranks average to the whole batch's, for each engine in turn."""
+    steps, results = make_parts(config, STEPS), []
     for engine_config, checkpoints_blocks in engines:
         model = make_model(config)
         for tower in (model.image, model.text):
             tower.transformer.checkpoint_blocks = checkpoints_blocks
         engine = Engine(engine_config, model, make_optimizer(config.optimizer, model), world)
-        own, size = PARTS // world.size, PARTS // world.size // engine_config.accumulation
-        losses = []
-        for parts in steps:
-            mine = parts[own * world.rank : own * (world.rank + 1)]
-            batches = [joined(mine[start : start + size]) for start in range(0, own, size)]
-            counts = world.counts(sum(map(len, batches)))
-            contrast = accumulate_gradient(engine, batches, counts, LossConfig(), world)
-            assert engine.step(LEARNING_RATE)
-            losses.append(contrast.loss.item())
-        results.append(losses)
+        results.append([take_step(engine, parts, world) for parts in steps])
     return results
 
 
@@ -167,7 +102,7 @@ def moving_average(world: World, config: RunConfig, stage: int) -> list[dict[str
     optimizer = make_optimizer(config.optimizer, model)
     engine = Engine(fp32(zero_stage=stage, average_decay=0.5), model, optimizer, world)
     expected = {name: weight.clone() for name, weight in make_model(config).state_dict().items()}
-    for parts in make_parts(config)[:3]:
+    for parts in make_parts(config, 3):
         counts = world.counts(len(parts[world.rank]))
         accumulate_gradient(engine, parts[world.rank : world.rank + 1], counts, LossConfig(), world)
         engine.step(LEARNING_RATE)

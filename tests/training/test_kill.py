@@ -31,34 +31,43 @@ def run_alone(config: RunConfig) -> None:
         run(world, config)
 
 
-def kill_after(seconds: float, config: RunConfig) -> bool:
-    """Starts the run and kills it so long after its first line of this start; False where it ended before."""
+def kill(config: RunConfig, steps: int, share: float) -> bool:
+    """Starts the run and kills it some steps, two at least, and a share of a step later.
+
+    False where it ended before.
+    """
     process = multiprocessing.get_context("forkserver").Process(target=run_alone, args=(config,))
     log = Path(config.folder) / "out.log"
-    before = log.stat().st_size if log.exists() else 0
+    goal = steps_told(log) + steps
     process.start()
-    while process.is_alive() and (not log.exists() or log.stat().st_size == before):
-        time.sleep(0.01)
-    process.join(seconds)
+    moments = []
+    for number in (goal - 1, goal):
+        while process.is_alive() and steps_told(log) < number:
+            time.sleep(0.002)
+        moments.append(time.perf_counter())
+    process.join(share * (moments[1] - moments[0]))
     killed = process.is_alive()
     process.kill()
     process.join()
-    assert killed or process.exitcode == 0
     return killed
+
+
+def steps_told(log: Path) -> int:
+    """How many steps a run has logged, over all of its starts."""
+    return log.read_text().count("Train Epoch") if log.exists() else 0
 
 
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(tmp_path: Path):
     checkpoint = CheckpointConfig(every=1, keep=2)
     whole = replace(small_run(tmp_path, pairs=3000), checkpoint=checkpoint)
-    start = time.perf_counter()
     on_ranks(1, run, whole)
-    most = (time.perf_counter() - start) / KILLS  # so that some thirty starts get through
 
     killed = replace(whole, folder=str(tmp_path / "killed"))
+    most = steps_told(Path(whole.folder) / "out.log") // (KILLS + 5)
     moments = random.Random(0)
     for _ in range(KILLS):
-        assert kill_after(moments.uniform(0, most), killed), "it must be killed on the way, not have ended"
+        assert kill(killed, moments.randint(2, most), moments.random()), "it ended on the way"
     on_ranks(1, run, killed)
 
     folders = [resolve_model_folder(config.folder) for config in (whole, killed)]
