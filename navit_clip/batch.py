@@ -28,6 +28,8 @@ from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 
 Carrier = TypeVar("Carrier", bound=Any)
+Empty = Callable[..., Tensor]
+"""Makes a tensor of a shape and a dtype to be filled, as `torch.empty` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,14 @@ class PackedImages:
     """Largest row or column count of any grid, on the host, for tables that must refuse a longer one."""
 
     @classmethod
-    def pack(cls, images: Sequence[Patches]) -> PackedImages:
-        """Concatenates images in the order given, at least one."""
+    def pack(cls, images: Sequence[Patches], empty: Empty = torch.empty) -> PackedImages:
+        """Concatenates images in the order given, at least one, into memory that `empty` gives."""
         lengths = [len(image) for image in images]
         return cls(
-            patches=torch.from_numpy(np.concatenate([image.pixels for image in images])),
-            position=torch.from_numpy(np.concatenate([image.position for image in images])),
-            grid=torch.tensor([image.grid for image in images], dtype=torch.int32),
-            offsets=offsets_of(lengths),
+            patches=_joined([image.pixels for image in images], empty),
+            position=_joined([image.position for image in images], empty),
+            grid=_placed(torch.tensor([image.grid for image in images], dtype=torch.int32), empty),
+            offsets=_placed(offsets_of(lengths), empty),
             max_length=max(lengths),
             max_side=max(max(image.grid) for image in images),
         )
@@ -100,9 +102,6 @@ class PackedImages:
     def to(self, device: torch.device | str) -> PackedImages:
         return _to_device(self, device)
 
-    def pin_memory(self) -> PackedImages:
-        return _pinned(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Captions:
@@ -115,14 +114,17 @@ class Captions:
     """A hash of what the caption says (`caption_identity`): equal captions are equal numbers."""
 
     @classmethod
-    def pack(cls, ids: Sequence[Sequence[int]], identity: Sequence[int]) -> Captions:
+    def pack(
+        cls, ids: Sequence[Sequence[int]], identity: Sequence[int], empty: Empty = torch.empty
+    ) -> Captions:
         """Concatenates token sequences in the order given, at least one, each of at least one token."""
         lengths = [len(caption) for caption in ids]
+        tokens = [token for caption in ids for token in caption]
         return cls(
-            ids=torch.tensor([token for caption in ids for token in caption], dtype=torch.int32),
-            offsets=offsets_of(lengths),
+            ids=_placed(torch.tensor(tokens, dtype=torch.int32), empty),
+            offsets=_placed(offsets_of(lengths), empty),
             max_length=max(lengths),
-            identity=torch.tensor(identity, dtype=torch.int64),
+            identity=_placed(torch.tensor(identity, dtype=torch.int64), empty),
         )
 
     def __len__(self) -> int:
@@ -134,9 +136,6 @@ class Captions:
 
     def to(self, device: torch.device | str) -> Captions:
         return _to_device(self, device)
-
-    def pin_memory(self) -> Captions:
-        return _pinned(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +157,6 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         return _to_device(self, device)
-
-    def pin_memory(self) -> Batch:
-        return _pinned(self)
 
 
 class Embeddings(NamedTuple):
@@ -195,21 +191,30 @@ def caption_identity(text: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _to_device(carrier: Carrier, device: torch.device | str) -> Carrier:
-    """The same with its tensors on a device; copies from pinned memory overlap with compute."""
-    return _map_tensors(carrier, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def _pinned(carrier: Carrier) -> Carrier:
-    return _map_tensors(carrier, lambda tensor: tensor.pin_memory())
-
-
-def _map_tensors(carrier: Carrier, function: Callable[[Tensor], Tensor]) -> Carrier:
+def map_tensors(carrier: Carrier, function: Callable[[Tensor], Tensor]) -> Carrier:
+    """The same with another tensor for each of its own, which are taken in the order of the fields."""
     changed = {}
     for field in fields(carrier):
         value = getattr(carrier, field.name)
         if isinstance(value, Tensor):
             changed[field.name] = function(value)
         elif is_dataclass(value):
-            changed[field.name] = _map_tensors(value, function)
+            changed[field.name] = map_tensors(value, function)
     return replace(carrier, **changed)
+
+
+def _to_device(carrier: Carrier, device: torch.device | str) -> Carrier:
+    """The same with its tensors on a device; copies from pinned memory overlap with compute."""
+    return map_tensors(carrier, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _joined(parts: Sequence[np.ndarray], empty: Empty) -> Tensor:
+    """The parts, one after the other: the one copy that is made of them."""
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    joined = empty(shape, dtype=torch.from_numpy(parts[0]).dtype)
+    np.concatenate(parts, out=joined.numpy())
+    return joined
+
+
+def _placed(tensor: Tensor, empty: Empty) -> Tensor:
+    return empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)

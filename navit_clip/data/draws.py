@@ -16,7 +16,8 @@ from navit_clip.errors import ConfigError
 
 def sample_random(seed: int, epoch: int, key: str) -> np.random.Generator:
     """The generator of all that is drawn for a sample in an epoch."""
-    return np.random.default_rng(seed_of("sample", seed, epoch, key))
+    # What default_rng makes, in half the time.
+    return np.random.Generator(np.random.PCG64(seed_of("sample", seed, epoch, key)))
 
 
 def seed_of(*words: str | int) -> int:

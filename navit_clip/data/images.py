@@ -4,7 +4,8 @@ JPEG, PNG, WebP, GIF (first frame), BMP and TIFF, upright (EXIF), transparency o
 size is checked before anything is decoded. Bad bytes are a SampleError, whatever Pillow says about them.
 
 Pillow decodes, and says what is an image. One path is there for speed: where the caller says what size is
-enough, libjpeg-turbo decodes a JPEG, at a DCT scale if that will do (simplejpeg; benchmarks/decode.py).
+enough, libjpeg-turbo decodes a JPEG, at a DCT scale if that will do (simplejpeg; benchmarks/decode.py). What
+that cannot read is Pillow's to judge.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from navit_clip.errors import SampleError
 MAX_PIXELS = 178_000_000
 """Pillow itself refuses images a little larger than this."""
 
+_JPEG = b"\xff\xd8\xff"
+_ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
+"""One of them stands in every file that may say how the picture is turned: in EXIF, or in XMP."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION_TAG = 0x0112
 _TURNED = (5, 6, 7, 8)
@@ -67,14 +71,22 @@ class EncodedImage:
 
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS):
         self._data = data
-        with _pillow():
-            self._image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        width, height = self._image.size
+        self._orientation: int | None = None
+        self._image: Image.Image | None = None
+        if (size := _plain_jpeg_size(data)) is not None:
+            self._decodes_fast = True
+            height, width = size
+        else:
+            with _pillow():
+                self._image = _opened(data)
+            self._decodes_fast = self._image.format == "JPEG" and self._image.mode in ("RGB", "L")
+            width, height = self._image.size
         if width * height > max_pixels:
             raise SampleError("too many pixels", f"{width} x {height} is more than {max_pixels}")
-        with _pillow():
-            # For a PNG this already decodes: its EXIF may come after the pixels.
-            self._orientation = self._image.getexif().get(_ORIENTATION_TAG)
+        if self._image is not None:
+            with _pillow():
+                # For a PNG this already decodes: its EXIF may come after the pixels.
+                self._orientation = self._image.getexif().get(_ORIENTATION_TAG)
         self._turned = self._orientation in _TURNED
         self.height, self.width = (width, height) if self._turned else (height, width)
 
@@ -90,19 +102,18 @@ class EncodedImage:
             SampleError: "undecodable image".
         """
         with _pillow():
-            pixels = self._jpeg(at_least) if all(at_least) else None
-            return _rgb(ImageOps.exif_transpose(self._image)) if pixels is None else pixels
+            if all(at_least) and self._decodes_fast and (pixels := self._jpeg(*at_least)) is not None:
+                return pixels
+            return _rgb(ImageOps.exif_transpose(self._image or _opened(self._data)))
 
-    def _jpeg(self, at_least: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"] | None:
-        """A JPEG by libjpeg-turbo; None for what is no JPEG, in CMYK, or damaged and so Pillow's to judge."""
-        if self._image.format != "JPEG" or self._image.mode not in ("RGB", "L"):
-            return None
-        height, width = (2 * side for side in (reversed(at_least) if self._turned else at_least))
+    def _jpeg(self, height: int, width: int) -> UInt8[np.ndarray, "height width 3"] | None:
+        """The picture by libjpeg-turbo; None where it is damaged, and so Pillow's to judge."""
+        height, width = min(2 * height, self.height), min(2 * width, self.width)
         try:
             pixels = simplejpeg.decode_jpeg(
                 self._data,
-                min_height=min(height, self._image.height),
-                min_width=min(width, self._image.width),
+                min_height=width if self._turned else height,
+                min_width=height if self._turned else width,
                 min_factor=_LEAST_REDUCTION,
             )
         except ValueError:
@@ -112,6 +123,24 @@ class EncodedImage:
         stored = Image.fromarray(pixels)
         stored.getexif()[_ORIENTATION_TAG] = self._orientation
         return np.array(ImageOps.exif_transpose(stored))
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that nothing turns; None for all that Pillow is to look at.
+
+    Pillow takes every table of a header apart, which takes as long as a twentieth of decoding.
+    """
+    if not data.startswith(_JPEG) or any(mark in data for mark in _ORIENTATION_MARKS):
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (int(height), int(width)) if colors in ("YCbCr", "Gray") else None
+
+
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
 def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:

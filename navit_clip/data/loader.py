@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypedDict
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -20,6 +21,7 @@ from navit_clip.data.counts import SourceCounts, total_by_source, total_counts
 from navit_clip.data.order import blocks_done
 from navit_clip.data.shards import Shard, find_shards
 from navit_clip.data.stream import DataConfig, Stream, StreamState, block_order, first_state
+from navit_clip.data.transport import Parcel
 from navit_clip.errors import CheckpointError, NavitClipError
 from navit_clip.tokenizer import Tokenizer
 
@@ -93,7 +95,7 @@ class TrainLoader:
             worker = (first + turn) % num_workers
             self._state["workers"][worker] = handed.state
             self._state["next_worker"] = (worker + 1) % num_workers
-            yield handed.batch
+            yield handed.parcel.open()
 
     def state(self) -> LoaderState:
         """Where to go on after the last batch handed out."""
@@ -148,11 +150,16 @@ class TrainLoader:
         )
 
 
-class _Handed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Handed:
     """What a worker hands over: a batch, and its stream's state after it."""
 
-    batch: Batch
+    parcel: Parcel
     state: StreamState
+
+    def pin_memory(self) -> _Handed:
+        """DataLoader calls this; it would look through the state, too."""
+        return _Handed(self.parcel.pin_memory(), self.state)
 
 
 class _Streams(IterableDataset):
@@ -184,7 +191,7 @@ class _Streams(IterableDataset):
         try:
             stream = Stream(self._config, self._shards, *self._arguments, self._num_streams, state)
             for batch in stream:
-                yield _Handed(batch, stream.state())
+                yield _Handed(Parcel.of(batch), stream.state())
         except NavitClipError as error:
             yield error
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from navit_clip.batch import Batch, Captions, PackedImages, Patches, caption_identity
+from navit_clip.data.transport import Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +20,24 @@ class Pair:
     ids: list[int]
     """What the text tower reads: the caption in its template, as tokens."""
 
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in a batch: its patches and their places, grid, ids, identity, and two offsets."""
+        return self.patches.pixels.nbytes + self.patches.position.nbytes + 8 + 4 * len(self.ids) + 8 + 2 * 4
+
 
 def batch_of(pairs: Sequence[Pair], longest_wait: int = 0) -> Batch:
-    """Packs pairs, at least one, in the order given.
+    """Packs pairs, at least one, in the order given, into one block of memory.
 
     Args:
         pairs: what to pack.
         longest_wait: see `Batch`.
     """
+    block = Block.for_tensors(sum(pair.num_bytes for pair in pairs))
     return Batch(
-        images=PackedImages.pack([pair.patches for pair in pairs]),
+        images=PackedImages.pack([pair.patches for pair in pairs], block.empty),
         captions=Captions.pack(
-            [pair.ids for pair in pairs], [caption_identity(pair.caption) for pair in pairs]
+            [pair.ids for pair in pairs], [caption_identity(pair.caption) for pair in pairs], block.empty
         ),
         keys=tuple(pair.key for pair in pairs),
         longest_wait=longest_wait,

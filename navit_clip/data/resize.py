@@ -41,12 +41,15 @@ def grid_for(height: int, width: int, patch_size: int, num_tokens: int, longest:
         num_tokens: most patches.
         longest: most patches along a side, to which a longer grid is squeezed; 0 for any number.
     """
+    ceil = math.ceil
     low, high = _SCALE_STEP / 10, _SCALE_LIMIT
     while high - low >= _SCALE_STEP:
         middle = (low + high) / 2
-        rows, columns = _grid_at(middle, height, width, patch_size)
-        low, high = (middle, high) if rows * columns <= num_tokens else (low, middle)
-    rows, columns = _grid_at(low, height, width, patch_size)
+        if ceil(height * middle / patch_size) * ceil(width * middle / patch_size) <= num_tokens:
+            low = middle
+        else:
+            high = middle
+    rows, columns = ceil(height * low / patch_size), ceil(width * low / patch_size)
     return (min(rows, longest), min(columns, longest)) if longest else (rows, columns)
 
 
@@ -64,10 +67,3 @@ def resize(image: UInt8[np.ndarray, "height width 3"], height: int, width: int) 
     planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     resized = F.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()
-
-
-def _grid_at(scale: float, height: int, width: int, patch_size: int) -> tuple[int, int]:
-    return (
-        max(1, math.ceil(height * scale / patch_size)),
-        max(1, math.ceil(width * scale / patch_size)),
-    )

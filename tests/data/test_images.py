@@ -120,6 +120,21 @@ def test_exif_orientation_is_undone(orientation):
     np.testing.assert_array_equal(encoded.decode(), upright)
 
 
+@pytest.mark.parametrize("at_least", [(0, 0), (40, 40)])
+def test_an_orientation_in_xmp_is_undone(at_least):
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+        b"</rdf:RDF></x:xmpmeta>"
+    )
+    stored = Image.fromarray(noise_picture(40, 60))
+    upright = decode_image(encode_image(stored, "jpg"))
+    encoded = EncodedImage(encode_image(stored, "jpg", xmp=xmp))
+    assert (encoded.height, encoded.width) == (60, 40)
+    np.testing.assert_array_equal(encoded.decode(at_least), UPRIGHT[6](upright))
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize(
     ("at_least", "size"),
@@ -188,8 +203,9 @@ def test_a_bomb_in_a_text_chunk_is_undecodable():
     assert cause(png_header(1, 1, (b"zTXt", bomb))) == "undecodable image"
 
 
-def test_the_limit_on_pixels_is_the_callers():
-    data = encode_image(solid_picture(10, 11))
+@pytest.mark.parametrize("format", ["png", "jpg"])
+def test_the_limit_on_pixels_is_the_callers(format):
+    data = encode_image(solid_picture(10, 11), format)
     assert decode_image(data, max_pixels=110).shape == (10, 11, 3)
     assert cause(data, max_pixels=109) == "too many pixels"
 
@@ -204,8 +220,9 @@ def test_damaged_bytes_decode_or_are_a_sample_error(format, data):
     encoded = bytearray(encode_image(noise_picture(12, 12), format))
     for _ in range(data.draw(st.integers(1, 8))):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(SampleError):
-        assert decode_image(bytes(encoded), max_pixels=10**6).ndim == 3
+    for at_least in ((0, 0), (3, 3)):
+        with contextlib.suppress(SampleError):
+            assert EncodedImage(bytes(encoded), max_pixels=10**6).decode(at_least).ndim == 3
 
 
 def test_what_is_wrong_with_bad_bytes_is_said_alike_in_every_run():

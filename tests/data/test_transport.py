@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from navit_clip.batch import Batch
 from navit_clip.data.pairs import Pair, batch_of
 from navit_clip.data.patches import image_patches
-from navit_clip.data.transport import Transfer, _tensors
+from navit_clip.data.transport import Parcel, Transfer, _tensors
 from tests.data_builders import pair
 
 
@@ -19,7 +20,7 @@ def check_arrives(device: torch.device) -> None:
     transfer = Transfer(device)
     for number in range(20):
         batch = some_batch(number)
-        moved = transfer(batch.pin_memory() if device.type == "cuda" else batch)
+        moved = transfer(Parcel.of(batch).pin_memory().open() if device.type == "cuda" else batch)
         assert moved.keys == batch.keys
         for sent, arrived in zip(_tensors(batch), _tensors(moved), strict=True):
             assert arrived.device.type == device.type
@@ -29,6 +30,30 @@ def check_arrives(device: torch.device) -> None:
 def test_a_batch_arrives_on_a_cpu():
     assert len(list(_tensors(some_batch()))) == 7
     check_arrives(torch.device("cpu"))
+
+
+class _Packing(IterableDataset):
+    """Batches as a worker hands them over, and whether all their tensors lay in one shared block already."""
+
+    def __iter__(self):
+        for number in range(3):
+            batch = some_batch(number)
+            storages = [tensor.untyped_storage() for tensor in _tensors(batch)]
+            one = len({storage.data_ptr() for storage in storages}) == 1
+            yield Parcel.of(batch), one and storages[0].is_shared()
+
+
+def test_a_worker_packs_straight_into_the_memory_that_it_shares():
+    handed = list(DataLoader(_Packing(), batch_size=None, num_workers=1, collate_fn=lambda handed: handed))
+    assert len(handed) == 3
+    for number, (parcel, was_shared) in enumerate(handed):
+        assert was_shared
+        batch, expected = parcel.open(), some_batch(number)
+        assert batch.keys == expected.keys
+        assert batch.images.max_length == expected.images.max_length
+        for arrived, sent in zip(_tensors(batch), _tensors(expected), strict=True):
+            assert arrived.dtype == sent.dtype
+            assert torch.equal(arrived, sent)
 
 
 @pytest.mark.gpu
