@@ -55,8 +55,8 @@ PROBES = (
 )
 """Captions on which two tokenizers that were learned from different texts can hardly agree."""
 
-Cleaning = Literal["none", "canonicalize"]
-"""What is done to a caption first: nothing, or open_clip's lower case without punctuation."""
+Cleaning = Literal["none", "whitespace", "lower", "canonicalize"]
+"""What is done to a caption first: nothing, or what open_clip calls by these names."""
 
 
 @runtime_checkable
@@ -186,23 +186,23 @@ class PaddedTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, pad_id: int, cleaning: Cleaning = "none"):
         self.pad_id = pad_id
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.cleaning = cleaning
 
     @property
     def form(self) -> str:
-        return self._tokenizer.form if self.cleaning == "none" else "huggingface"
+        return self.tokenizer.form if self.cleaning == "none" else "huggingface"
 
     @property
     def vocab_size(self) -> int:
-        return max(self._tokenizer.vocab_size, self.pad_id + 1)
+        return max(self.tokenizer.vocab_size, self.pad_id + 1)
 
     def encode(self, captions: Sequence[str], max_length: int) -> list[list[int]]:
-        ids = self._tokenizer.encode([self._clean(caption) for caption in captions], max_length)
+        ids = self.tokenizer.encode([self._clean(caption) for caption in captions], max_length)
         return [[*caption, *[self.pad_id] * (max_length - len(caption))] for caption in ids]
 
     def save(self, folder: Path) -> None:
-        self._tokenizer.save(folder)
+        self.tokenizer.save(folder)
         settings = {"pad_id": self.pad_id, "cleaning": self.cleaning}
         (folder / PADDING_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 

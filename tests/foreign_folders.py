@@ -58,7 +58,7 @@ def small_exact_gelu_tower(pretrained: bool = False, **kwargs: Any) -> VisionTra
 @register_model
 def small_odd_tower(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """One with everything that our tower lacks."""
-    odd = {"class_token": True, "pre_norm": True, "init_values": 0.1, "qk_norm": True, "act_layer": nn.ReLU}
+    odd = {"class_token": True, "pre_norm": True, "init_values": 0.1, "act_layer": nn.ReLU}
     return small_siglip_tower(**kwargs, **odd)
 
 

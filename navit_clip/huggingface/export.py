@@ -11,9 +11,11 @@ from navit_clip.huggingface.folder import write_own, write_siglip2
 from navit_clip.huggingface.hub import check_push, push
 from navit_clip.huggingface.model_card import CardFacts, has_card, model_card
 from navit_clip.huggingface.onnx_towers import verify_onnx, write_onnx
+from navit_clip.huggingface.open_clip_folder import settle, verify_open_clip, write_open_clip
 from navit_clip.huggingface.quiet import quiet_transformers
+from navit_clip.huggingface.reopening import verify
 from navit_clip.huggingface.run_facts import read_run_facts
-from navit_clip.huggingface.verification import Verification, verify
+from navit_clip.huggingface.verification import Verification
 from navit_clip.weights import (
     LoadedModel,
     evaluated_tokens,
@@ -26,6 +28,7 @@ FORMATS = {
     "siglip2": (write_siglip2, verify),
     "own": (write_own, verify),
     "onnx": (write_onnx, verify_onnx),
+    "open_clip": (write_open_clip, verify_open_clip),
 }
 """What writes a folder, and what checks it."""
 TOKENS_PER_IMAGE = 256
@@ -47,22 +50,15 @@ def main(argv: list[str]) -> int:
             arguments.format,
             arguments.tower,
             arguments.folder.resolve().name,
+            f"hf-hub:{arguments.push}" if arguments.push else f"local-dir:{arguments.folder.resolve()}",
             tokens_per_image,
             arguments.license,
             read_run_facts(arguments.run),
         )
         verification = export(loaded, arguments.folder, facts, examples)
     print(f"{arguments.folder}: opened again and compared with the trained model")
-    if arguments.tower != "text":
-        print(
-            f"  {verification.num_images} images {examples.source}: "
-            f"unit vectors at most {verification.image_difference:.1e} apart"
-        )
-    if arguments.tower != "image":
-        print(
-            f"  {verification.num_captions} captions: equal token ids, "
-            f"unit vectors at most {verification.caption_difference:.1e} apart"
-        )
+    for line in verification.lines(examples.source):
+        print(f"  {line}")
     if arguments.push is not None:
         print(f"  pushed to {push(arguments.folder, arguments.push, arguments.private)}")
     return 0
@@ -86,6 +82,8 @@ def export(loaded: LoadedModel, folder: Path, facts: CardFacts, examples: Exampl
         write, check = FORMATS[facts.form]
         write(loaded, partial, tower, tokens_per_image)
         verification = check(loaded, partial, tower, examples.images, examples.captions, tokens_per_image)
+        if facts.form == "open_clip":
+            settle(partial, facts.address)
         card = model_card(loaded.model.config, facts, verification)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return verification
@@ -99,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=list(FORMATS),
         default="siglip2",
-        help="siglip2: a plain transformers model; own: any, with its modelling file; onnx: graphs (siglip2)",
+        help="siglip2: a plain transformers model; own: any, with its modelling file; onnx: graphs; "
+        "open_clip: its config and weights (siglip2)",
     )
     parser.add_argument(
         "--tower", choices=["both", "image", "text"], default="both", help="what to export (both)"

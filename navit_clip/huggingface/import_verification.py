@@ -7,7 +7,6 @@ the one grid that it was trained at where it does not. Captions go through both 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,30 +21,17 @@ from navit_clip.data.patches import cut_grid
 from navit_clip.errors import CheckpointError
 from navit_clip.huggingface.examples import CAPTIONS
 from navit_clip.huggingface.modeling_navit_siglip import NavitSiglipModel
+from navit_clip.huggingface.verification import BOUND, Verification
 from navit_clip.tokenizer import PaddedTokenizer
 from navit_clip.weights import LoadedModel
 
-BOUND = 1e-5
-"""Largest difference between two values of unit vectors."""
 FIXED = (SiglipModel,)
 FLEXIBLE = (Siglip2Model, NavitSiglipModel)
 """transformers' models that take one grid, and those that take any."""
 GRIDS = ((1, 1), (1, 40), (7, 7), (11, 22), (20, 9))
 
 
-@dataclass(frozen=True, slots=True)
-class ImportVerification:
-    """How far the imported model is from the original, at most."""
-
-    num_images: int
-    image_difference: float
-    num_captions: int
-    caption_difference: float
-
-
-def verify_import(
-    loaded: LoadedModel, theirs: nn.Module, tokenizer: Any, exact: bool = True
-) -> ImportVerification:
+def verify_import(loaded: LoadedModel, theirs: nn.Module, tokenizer: Any, exact: bool = True) -> Verification:
     """Compares scalars, token ids and embeddings, on the CPU in float32.
 
     Args:
@@ -74,7 +60,7 @@ def verify_import(
                 f"the imported model is not the original: embeddings of {kind} differ by {difference:.1e}, "
                 f"expected at most {BOUND:.0e}"
             )
-    return ImportVerification(len(images), image_difference, len(CAPTIONS), caption_difference)
+    return Verification(len(images), image_difference, len(CAPTIONS), caption_difference)
 
 
 def _images(loaded: LoadedModel, theirs: nn.Module) -> list[Patches]:
@@ -120,7 +106,9 @@ def _their_captions(
     if type(theirs) in (*FIXED, *FLEXIBLE):
         mask = torch.tensor([[0] * (length - len(caption)) + [1] * len(caption) for caption in ids])
         return theirs.get_text_features(input_ids=padded, attention_mask=mask).pooler_output
-    return theirs.encode_text(padded)
+    return theirs.encode_text(
+        torch.tensor([list(caption) + [0] * (length - len(caption)) for caption in ids])
+    )
 
 
 def _checked_ids(loaded: LoadedModel, tokenizer: Any) -> list[list[int]]:
@@ -137,7 +125,8 @@ def _checked_ids(loaded: LoadedModel, tokenizer: Any) -> list[list[int]]:
 def _their_ids(caption: str, loaded: LoadedModel, tokenizer: Any, length: int) -> list[int]:
     padded = loaded.tokenizer if isinstance(loaded.tokenizer, PaddedTokenizer) else None
     if not hasattr(tokenizer, "pad_token_id"):  # one of open_clip, which cleans and pads by itself
-        return tokenizer([caption], length)[0].tolist()
+        ids = tokenizer([caption], length)[0].tolist()
+        return ids if padded else ids[: ids.index(tokenizer.eot_token_id) + 1]
     ids: list[int] = tokenizer(caption, truncation=True, max_length=length).input_ids
     if tokenizer.eos_token_id not in ids:  # every caption was trained with one
         ids = [*ids[: length - 1], tokenizer.eos_token_id]

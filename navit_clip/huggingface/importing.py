@@ -11,10 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from open_clip import get_tokenizer
+from open_clip.model import CLIPTextCfg
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -28,7 +30,8 @@ from transformers import (
 
 from navit_clip.errors import CheckpointError
 from navit_clip.huggingface import open_clip_format, own_architecture, siglip, siglip2
-from navit_clip.huggingface.import_verification import ImportVerification, verify_import
+from navit_clip.huggingface.import_verification import verify_import
+from navit_clip.huggingface.open_clip_weights import clip_weights
 from navit_clip.huggingface.quiet import quiet_transformers
 from navit_clip.huggingface.weight_files import read_json, read_weights
 from navit_clip.model import ClipConfig, TwoTowers
@@ -60,7 +63,9 @@ def main(argv: Sequence[str]) -> int:
         )
         verification = verify_import(*imported, exact=not arguments.tanh_gelu)
     save_model(*imported.loaded, arguments.out)
-    _say(arguments.out, imported.loaded, verification)
+    print(f"{arguments.out}: {_described(imported.loaded)}")
+    for line in verification.lines("of noise, compared with the original"):
+        print(f"  {line}")
     return 0
 
 
@@ -149,31 +154,31 @@ def _import_own(folder: Path, settings: dict[str, Any]) -> ImportedModel:
 
 
 def _import_open_clip(folder: Path, allow_pickle: bool, tanh_gelu: bool) -> ImportedModel:
-    from open_clip import get_tokenizer
-
     settings = read_json(folder / open_clip_format.CONFIG_FILE)
     model = open_clip_format.open_clip_model(settings, tanh_gelu)
     config = open_clip_format.clip_config(model)
     found = read_weights(folder, ["open_clip_model", "model"], allow_pickle)
     found = {name: weight.float() for name, weight in found.items()}
-    weights = open_clip_format.clip_weights(found, model, config, str(folder))
     theirs = open_clip_format.build(settings)
+    weights = clip_weights(found, theirs.state_dict(), model.trunk, config, str(folder))
     theirs.load_state_dict(found)
-    cleaning: Cleaning = "none"
-    if model.text.hf_tokenizer_name is None:
-        own, pad_id = OpenClipTokenizer(), 0
-    else:
-        clean = (model.text.tokenizer_kwargs or {}).get("clean", "whitespace")
-        if clean != "canonicalize":
-            raise CheckpointError(
-                f"{folder}: text_cfg.tokenizer_kwargs.clean: expected canonicalize, found {clean}"
-            )
-        cleaning = "canonicalize"
-        backend = _own_tokenizer(folder)
-        own, pad_id = _kept(backend), backend.pad_token_id
-    tokenizer = PaddedTokenizer(own, pad_id, cleaning)
-    loaded = _loaded(config, weights, tokenizer, folder)
+    loaded = _loaded(config, weights, _open_clip_tokenizer(model.text, folder), folder)
     return ImportedModel(loaded, theirs.eval(), get_tokenizer(f"local-dir:{folder}"))
+
+
+def _open_clip_tokenizer(text: CLIPTextCfg, folder: Path) -> Tokenizer:
+    if text.pool_type == "argmax":
+        return OpenClipTokenizer()
+    if text.hf_tokenizer_name is None:
+        return PaddedTokenizer(OpenClipTokenizer(), pad_id=0)
+    clean = (text.tokenizer_kwargs or {}).get("clean", "whitespace")
+    if clean not in get_args(Cleaning):
+        raise CheckpointError(
+            f"{folder}: text_cfg.tokenizer_kwargs.clean: expected one of {', '.join(get_args(Cleaning))}, "
+            f"found {clean}"
+        )
+    backend = _own_tokenizer(folder)
+    return PaddedTokenizer(_kept(backend), backend.pad_token_id, clean)
 
 
 def _loaded(
@@ -226,21 +231,14 @@ def _listing(folder: Path) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
 
 
-def _say(out: Path, loaded: LoadedModel, verification: ImportVerification) -> None:
+def _described(loaded: LoadedModel) -> str:
     image, text = loaded.model.config.image, loaded.model.config.text
-    padded = isinstance(loaded.tokenizer, PaddedTokenizer)
-    print(
-        f"{out}: image tower {image.width} x {image.depth}, patches of {image.patch_size}; text tower "
-        f"{text.width} x {text.depth}; captions "
-        + (f"padded to {text.context_length} tokens, as it was trained" if padded else "packed")
-    )
-    print(
-        f"  {verification.num_images} images: unit vectors at most {verification.image_difference:.1e} from "
-        "the original's"
-    )
-    print(
-        f"  {verification.num_captions} captions: equal token ids, unit vectors at most "
-        f"{verification.caption_difference:.1e} apart"
+    captions = "packed"
+    if isinstance(loaded.tokenizer, PaddedTokenizer):
+        captions = f"padded to {text.context_length} tokens, as it was trained"
+    return (
+        f"image tower {image.width} x {image.depth}, patches of {image.patch_size}; text tower "
+        f"{text.width} x {text.depth}; captions {captions}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,15 +11,19 @@ from navit_clip.huggingface.siglip2 import TowerName
 from navit_clip.huggingface.verification import Verification
 from navit_clip.model import ClipConfig
 
-TAGS = "tags:\n- navit-clip\n- siglip2\n"
+TAGS = "tags:\n- navit-clip\n- siglip\n"
 
 TASKS = {"both": "zero-shot-image-classification", "image": "image-feature-extraction", "text": ""}
+
+LIBRARIES = {"onnx": "onnx", "open_clip": "open_clip"}
+"""As the hub names them; transformers where none is given."""
 
 TITLES = {"both": "Image and text towers", "image": "Image tower", "text": "Text tower"}
 
 KINDS = {
     "siglip2": "as a plain transformers Siglip2 model",
     "onnx": "as ONNX graphs, one for each tower, for onnxruntime and others",
+    "open_clip": "in open_clip's format, its image tower a NaFlexVit of timm's",
     "own": "as a transformers model with its own modelling file, which `trust_remote_code=True` lets run",
 }
 
@@ -89,14 +94,34 @@ print(session.run(None, feed)[0].shape)  # a unit vector a caption
 }
 
 
+OPEN_CLIP_USAGE = """\
+import open_clip
+import torch
+from PIL import Image
+
+model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+model.eval()
+image = transform(Image.open("photo.jpg"))[None]
+with torch.no_grad():
+    images = model.encode_image(image, normalize=True)
+    texts = model.encode_text(tokenizer(["a photo of a dog", "a photo of a cat"]), normalize=True)
+    logits = model.logit_scale.exp() * images @ texts.T + model.logit_bias
+print(images.shape, texts.shape)
+print(logits.sigmoid())  # how probable each pair is
+"""
+
+
 class CardFacts(NamedTuple):
     """What a card says beside the model's own config."""
 
     form: str
-    """The format: siglip2, own or onnx."""
+    """The format: siglip2, own, onnx or open_clip."""
     tower: TowerName
     name: str
     """Of the folder, as the snippet is to name it."""
+    address: str
+    """Where it will be, as open_clip and timm say it: local-dir:PATH or hf-hub:OWNER/MODEL."""
     tokens_per_image: int
     """The image processor's default."""
     license: str | None
@@ -109,7 +134,7 @@ def model_card(config: ClipConfig, facts: CardFacts, verification: Verification)
     tower = facts.tower
     task = f"pipeline_tag: {TASKS[tower]}\n" if TASKS[tower] else ""
     license_line = f"license: {facts.license}\n" if facts.license else ""
-    library = "onnx" if facts.form == "onnx" else "transformers"
+    library = LIBRARIES.get(facts.form, "transformers")
     header = f"---\nlibrary_name: {library}\n{license_line}{task}{TAGS}---\n"
     parts = [
         f"{header}\n# {facts.name}\n\n{TITLES[tower]} of a NaViT-CLIP model (packed contrastive pretraining "
@@ -134,6 +159,8 @@ def has_card(folder: Path) -> bool:
 
 
 def _usage(config: ClipConfig, facts: CardFacts) -> str:
+    if facts.form == "open_clip":
+        return OPEN_CLIP_USAGE.replace("FOLDER", facts.name)
     if facts.form == "onnx":
         towers = ("image", "text") if facts.tower == "both" else (facts.tower,)
         snippet = "\n".join(ONNX_USAGE[tower] for tower in towers)
@@ -169,10 +196,14 @@ def _architecture(config: ClipConfig, tower: TowerName) -> str:
 
 
 def _input_notes(config: ClipConfig, facts: CardFacts) -> list[str]:
+    if facts.form == "open_clip":
+        return _open_clip_notes(config, facts)
     images = [
         f"- Images keep their aspect ratio and become at most {facts.tokens_per_image} patches of "
         f"{config.image.patch_size} pixels; pass `max_num_patches` for another number.",
         "- Put transparent images on white yourself: transformers drops transparency, training did not.",
+        "- The image processor, which runs on torchvision, gives what evaluation saw to the bit; the one on "
+        'Pillow (`backend="pil"`) differs by a grey level in a few values of a thousand.',
     ]
     if facts.form == "siglip2":
         images.append(
@@ -184,6 +215,16 @@ def _input_notes(config: ClipConfig, facts: CardFacts) -> list[str]:
         "settings say how, and the zero-shot pipeline does so."
     ]
     return [*(images if facts.tower != "text" else []), *(captions if facts.tower != "image" else [])]
+
+
+def _open_clip_notes(config: ClipConfig, facts: CardFacts) -> list[str]:
+    patch_size = config.image.patch_size
+    side = math.isqrt(facts.tokens_per_image) * patch_size
+    return [
+        f"- The transform makes every image a square of {side} pixels. Training kept the images' own shapes, "
+        f"and the tower takes batches of any one shape in whole patches of {patch_size} pixels.",
+        "- The tokenizer cleans captions as its settings say: white space and broken Unicode at the least.",
+    ]
 
 
 def _training(run: RunFacts) -> str:

@@ -9,26 +9,24 @@ They give image_embeds and text_embeds, unit vectors. Inputs are as the folder's
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from navit_clip.batch import Captions, PackedImages, caption_identity
-from navit_clip.data.patches import cut_patches
-from navit_clip.errors import ConfigError, ExportError
+from navit_clip.errors import ConfigError
 from navit_clip.huggingface.modeling_navit_siglip import NavitSiglipTextModel, NavitSiglipVisionModel
 from navit_clip.huggingface.own_architecture import own_config
 from navit_clip.huggingface.processor import save_processor
 from navit_clip.huggingface.siglip2 import TowerName
-from navit_clip.huggingface.verification import Verification, comparable, difference
+from navit_clip.huggingface.verification import Verification, compare
 from navit_clip.tokenizer import PaddedTokenizer
 from navit_clip.weights import LoadedModel
 
@@ -95,52 +93,51 @@ def verify_onnx(
     captions: Sequence[str],
     tokens_per_image: int,
 ) -> Verification:
-    """Runs the graphs with onnxruntime, on every image alone and unpadded, and on all of them as one batch.
+    """Runs the graphs with onnxruntime and compares them with the model (see `compare`)."""
+    attended_padding = isinstance(loaded.tokenizer, PaddedTokenizer)
+    graphs = _Graphs(folder, loaded.model.config.text.context_length, attended_padding)
+    return compare(loaded, graphs, tower, images, captions, tokens_per_image)
 
-    Raises:
-        ExportError: their unit vectors are not the trained model's.
-    """
-    config = loaded.model.config
-    image_difference = caption_difference = 0.0
-    images = [image for image in images if comparable(image, config.image, tokens_per_image)]
-    if tower == "text":
-        images = []
-    elif not images:
-        raise ExportError("there is no image to verify the export on; name some with --images")
-    else:
-        packed = PackedImages.pack(
-            [cut_patches(image, config.image.patch_size, tokens_per_image) for image in images]
-        )
-        processor: Any = AutoImageProcessor.from_pretrained(folder)
+
+class _Graphs:
+    """The graphs of a folder, and what makes their inputs."""
+
+    def __init__(self, folder: Path, context_length: int, attended_padding: bool):
+        self._folder = folder
+        self._context_length = context_length
+        self._attended_padding = attended_padding
+
+    def scalars(self) -> dict[str, float]:
+        return {}
+
+    def encode_images(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> Iterator[Float[Tensor, "images dim"]]:
+        """As one padded batch, and every image alone and unpadded."""
+        processor: Any = AutoImageProcessor.from_pretrained(self._folder)
         batch = processor(images=[Image.fromarray(image) for image in images], return_tensors="np")
-        session = _session(folder / IMAGE_FILE)
-        with torch.no_grad():
-            expected = loaded.model.encode_images(packed)
-        image_difference = difference("image", expected, _run(session, dict(batch)))
+        session = _session(self._folder / IMAGE_FILE)
+        yield _run(session, dict(batch))
+        vectors = []
         for number, grid in enumerate(batch["spatial_shapes"]):
             alone = {name: values[number : number + 1] for name, values in batch.items()}
             for name in ("pixel_values", "pixel_attention_mask"):
-                alone[name] = alone[name][:, : max(2, grid.prod())]
-            vector = _run(session, alone)
-            image_difference = max(image_difference, difference("image", expected[number][None], vector))
-    if tower != "image":
-        ids = loaded.tokenizer.encode(captions, config.text.context_length)
-        settings = {"padding": "max_length", "truncation": True, "max_length": config.text.context_length}
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        batch = tokenizer(list(captions), **settings, return_attention_mask=True, return_tensors="np")
-        attended = isinstance(loaded.tokenizer, PaddedTokenizer)
-        for row, mask, ours in zip(batch["input_ids"], batch["attention_mask"], ids, strict=True):
-            theirs = (row if attended else row[mask.astype(bool)]).tolist()
-            if theirs != ours:
-                raise ExportError(f"the exported tokenizer gives {theirs}, expected {ours}")
-        pack = Captions.pack(ids, [caption_identity(caption) for caption in captions])
-        with torch.no_grad():
-            expected = loaded.model.encode_captions(pack)
-        vectors = _run(_session(folder / TEXT_FILE), dict(batch))
-        caption_difference = difference("caption", expected, vectors)
-    else:
-        captions = []
-    return Verification(len(images), image_difference, len(captions), caption_difference)
+                alone[name] = alone[name][:, : max(2, grid.prod())]  # the graph wants a patch more than one
+            vectors.append(_run(session, alone))
+        yield torch.cat(vectors)
+
+    def token_ids(self, captions: Sequence[str]) -> list[list[int]]:
+        batch = self._tokenized(captions)
+        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        return [(row if self._attended_padding else row[mask.astype(bool)]).tolist() for row, mask in rows]
+
+    def encode_captions(self, captions: Sequence[str]) -> Float[Tensor, "captions dim"]:
+        return _run(_session(self._folder / TEXT_FILE), dict(self._tokenized(captions)))
+
+    def _tokenized(self, captions: Sequence[str]) -> Any:
+        tokenizer: Any = AutoTokenizer.from_pretrained(self._folder)
+        settings = {"padding": "max_length", "truncation": True, "max_length": self._context_length}
+        return tokenizer(list(captions), **settings, return_attention_mask=True, return_tensors="np")
 
 
 def _write(graph: nn.Module, inputs: dict[str, Tensor], axes: tuple[dict[int, Any], ...], path: Path) -> None:

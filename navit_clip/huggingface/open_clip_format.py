@@ -1,4 +1,4 @@
-"""open_clip's SigLIP models (a timm tower with attention pooling, open_clip's text tower) and their weights.
+"""open_clip's SigLIP models (a timm tower with attention pooling, open_clip's text tower) as ours.
 
 What bears on the outputs is read from their config and from the timm tower that it names, built without
 weights. Whatever our towers lack is listed.
@@ -20,9 +20,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from navit_clip.errors import CheckpointError
-from navit_clip.huggingface.siglip import flattened_convolution
-from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
-from navit_clip.weights import check_weights
+from navit_clip.huggingface.open_clip_weights import embedding_layer
+from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig
 
 CONFIG_FILE = "open_clip_config.json"
 EXACT_GELU = (
@@ -32,15 +31,11 @@ EXACT_GELU = (
 
 _TEXT = {
     "hf_model_name": None,
-    "no_causal_mask": True,
-    "pool_type": "last",
     "proj_type": "linear",
     "proj_bias": True,
     "embed_cls": False,
     "final_ln_after_pool": False,
     "ls_init_value": None,
-    "block_type": None,
-    "qk_norm": False,
     "scaled_cosine_attn": False,
     "scale_heads": False,
     "scale_attn_inner": False,
@@ -48,39 +43,8 @@ _TEXT = {
     "scale_fc": False,
 }
 """What a text tower must be."""
-
-# Modules with a weight and a bias, ours and theirs.
-_OUTSIDE_BLOCKS = {
-    "image.transformer.norm": "visual.trunk.norm",
-    "image.pooling.output": "visual.trunk.attn_pool.proj",
-    "image.pooling.norm": "visual.trunk.attn_pool.norm",
-    "image.pooling.mlp.expand": "visual.trunk.attn_pool.mlp.fc1",
-    "image.pooling.mlp.contract": "visual.trunk.attn_pool.mlp.fc2",
-    "text.transformer.norm": "text.ln_final",
-    "text.head": "text.text_projection",
-}
-_IN_IMAGE_BLOCK = {
-    "attention_norm": "norm1",
-    "attention.query_key_value": "attn.qkv",
-    "attention.output": "attn.proj",
-    "mlp_norm": "norm2",
-    "mlp.expand": "mlp.fc1",
-    "mlp.contract": "mlp.fc2",
-}
-_IN_TEXT_BLOCK = {
-    "attention_norm": "ln_1",
-    "attention.output": "attn.out_proj",
-    "mlp_norm": "ln_2",
-    "mlp.expand": "mlp.c_fc",
-    "mlp.contract": "mlp.c_proj",
-}
-_TENSORS = {
-    "logit_scale": "logit_scale",
-    "logit_bias": "logit_bias",
-    "image.pooling.probe": "visual.trunk.attn_pool.latent",
-    "text.token_embedding.weight": "text.token_embedding.weight",
-    "text.position_embedding.weight": "text.positional_embedding",
-}
+_ATTENTION = {(True, "last"), (False, "last"), (False, "argmax")}
+"""And its no_causal_mask and pool_type together: an end token is pooled only where padding is not seen."""
 
 
 class OpenClipModel(NamedTuple):
@@ -148,9 +112,10 @@ def clip_config(model: OpenClipModel) -> ClipConfig:
             depth=len(trunk.blocks),
             num_heads=block.attn.num_heads,
             mlp_dim=block.mlp.fc1.out_features,
+            qk_norm=isinstance(getattr(block.attn, "q_norm", None), nn.LayerNorm),
             biases=True,
             norm_eps=block.norm1.eps,
-            patch_size=getattr(trunk, _embedding_layer(trunk)).patch_size[0],
+            patch_size=embedding_layer(trunk).patch_size[0],
             position=PositionConfig(kind="grid", table_side=_table_side(trunk)),
         ),
         text=TextTowerConfig(
@@ -158,75 +123,15 @@ def clip_config(model: OpenClipModel) -> ClipConfig:
             depth=text.layers,
             num_heads=text.heads,
             mlp_dim=int(text.width * text.mlp_ratio),
+            qk_norm=text.qk_norm,
             biases=True,
             norm_eps=(text.norm_kwargs or {}).get("eps", 1e-5),
             vocab_size=text.vocab_size,
             context_length=text.context_length,
+            causal=not text.no_causal_mask,
+            alignment="left" if text.pool_type == "argmax" else "right",
         ),
     )
-
-
-def clip_weights(
-    weights: Mapping[str, Tensor], model: OpenClipModel, config: ClipConfig, where: str
-) -> dict[str, Tensor]:
-    """An open_clip state dict as ours.
-
-    Raises:
-        CheckpointError: the weights are not those of the model; lists what differs.
-    """
-    with torch.device("meta"):
-        ours = TwoTowers(config).state_dict()
-    check_weights(weights, _expected(model, config, ours), where)
-    out = {name: weights[theirs] for name, theirs in _names(config).items()}
-    out["image.position.table"] = weights[_table_name(model)]
-    embedding = weights[f"{_embedding_name(model)}.weight"]
-    out["image.patch_embedding.weight"] = (
-        flattened_convolution(embedding) if embedding.ndim == 4 else embedding
-    )
-    out["image.patch_embedding.bias"] = weights[f"{_embedding_name(model)}.bias"]
-    for kind in ("weight", "bias"):
-        query, key_value = (weights[f"visual.trunk.attn_pool.{part}.{kind}"] for part in ("q", "kv"))
-        out[f"image.pooling.query_key_value_{kind}"] = torch.cat([query, key_value])
-    # Scalars, the probe and the table have axes of one there that they lack here, or the other way round.
-    return {name: weight.reshape(ours[name].shape) for name, weight in out.items()}
-
-
-def _expected(model: OpenClipModel, config: ClipConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names and shapes of the state dict that open_clip would save, without values."""
-    trunk = {f"visual.trunk.{name}": weight for name, weight in model.trunk.state_dict().items()}
-    text = {theirs: ours[name] for name, theirs in _names(config).items() if theirs.startswith("text.")}
-    return {**trunk, **text, **{name: ours[name].reshape(()) for name in ("logit_scale", "logit_bias")}}
-
-
-def _names(config: ClipConfig) -> dict[str, str]:
-    """Our tensors that keep their values, and what they are called there."""
-    modules = dict(_OUTSIDE_BLOCKS)
-    names = dict(_TENSORS)
-    for number in range(config.image.depth):
-        ours, theirs = f"image.transformer.blocks.{number}", f"visual.trunk.blocks.{number}"
-        modules |= {f"{ours}.{name}": f"{theirs}.{other}" for name, other in _IN_IMAGE_BLOCK.items()}
-    for number in range(config.text.depth):
-        ours, theirs = f"text.transformer.blocks.{number}", f"text.transformer.resblocks.{number}"
-        modules |= {f"{ours}.{name}": f"{theirs}.{other}" for name, other in _IN_TEXT_BLOCK.items()}
-        for kind in ("weight", "bias"):
-            names[f"{ours}.attention.query_key_value.{kind}"] = f"{theirs}.attn.in_proj_{kind}"
-    return names | {
-        f"{ours}.{kind}": f"{theirs}.{kind}"
-        for ours, theirs in modules.items()
-        for kind in ("weight", "bias")
-    }
-
-
-def _embedding_layer(trunk: Any) -> str:
-    return "embeds" if isinstance(trunk, NaFlexVit) else "patch_embed"
-
-
-def _embedding_name(model: OpenClipModel) -> str:
-    return f"visual.trunk.{_embedding_layer(model.trunk)}.proj"
-
-
-def _table_name(model: OpenClipModel) -> str:
-    return f"visual.trunk.{'embeds.' if isinstance(model.trunk, NaFlexVit) else ''}pos_embed"
 
 
 def _text_faults(text: CLIPTextCfg, quick_gelu: bool, tanh_gelu: bool) -> list[str]:
@@ -236,6 +141,16 @@ def _text_faults(text: CLIPTextCfg, quick_gelu: bool, tanh_gelu: bool) -> list[s
         for key, expected in _TEXT.items()
         if found[key] != expected
     ]
+    if (text.no_causal_mask, text.pool_type) not in _ATTENTION:
+        faults.append(
+            f"text_cfg.pool_type: expected last{'' if text.no_causal_mask else ' or argmax'}, "
+            f"found {text.pool_type}"
+        )
+    if text.pool_type == "argmax" and text.hf_tokenizer_name is not None:
+        faults.append(
+            "text_cfg.hf_tokenizer_name: expected none beside pool_type argmax, which needs an end token "
+            f"of the largest id, found {text.hf_tokenizer_name}"
+        )
     if quick_gelu:
         faults.append("quick_gelu: expected false, found true")
     elif (text.act_kwargs or {}).get("approximate") != "tanh" and not tanh_gelu:
@@ -252,7 +167,7 @@ def _trunk(vision: CLIPVisionCfg, tanh_gelu: bool) -> tuple[Any, list[str]]:
     try:
         with torch.device("meta"):
             trunk = timm.create_model(name, pretrained=False, num_classes=0, global_pool="map")
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+    except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as error:
         return None, [f"vision_cfg.timm_model_name: timm {timm.__version__} makes no {name}: {error}"]
     if not isinstance(trunk, VisionTransformer | NaFlexVit):
         faults = [f"is a {type(trunk).__name__}, not a plain vision transformer"]
@@ -267,9 +182,10 @@ def _trunk_faults(trunk: Any, tanh_gelu: bool) -> list[str]:
         "a norm before its blocks": trunk.norm_pre,
         "a norm after pooling": trunk.fc_norm,
         "layer scale": getattr(block, "ls1", nn.Identity()),
-        "QK-norm": getattr(block.attn, "q_norm", nn.Identity()),
     }
     faults = [f"has {part}" for part, module in parts.items() if not isinstance(module, nn.Identity)]
+    if not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity | nn.LayerNorm):
+        faults.append("has another norm of queries and keys")
     if trunk.num_prefix_tokens:
         faults.append(f"has {trunk.num_prefix_tokens} class or register tokens")
     if pool is None or pool.num_heads != block.attn.num_heads or pool.pos_embed is not None:

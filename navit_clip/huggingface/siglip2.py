@@ -61,12 +61,7 @@ _TABLE = ("image.position.table", "vision_model.embeddings.position_embedding.we
 
 def inexpressible(config: ClipConfig, tokenizer: Tokenizer, tower: TowerName = "both") -> list[str]:
     """Each setting that SigLIP 2 lacks, by its dotted key: what it is, and what it would have to be."""
-    image = {
-        "image.qk_norm": (config.image.qk_norm, [False]),
-        "image.position.kind": (config.image.position.kind, ["learned", "grid"]),
-        "image.position.coordinates": (config.image.position.coordinates, ["fractional"]),
-        "image.position.combination": (config.image.position.combination, ["sum"]),
-    }
+    image = {"image.qk_norm": (config.image.qk_norm, [False]), **grid_positions(config)}
     text = {
         "text.qk_norm": (config.text.qk_norm, [False]),
         "text.causal": (config.text.causal, [False]),
@@ -74,17 +69,31 @@ def inexpressible(config: ClipConfig, tokenizer: Tokenizer, tower: TowerName = "
         "text.alignment": (config.text.alignment, ["right"]),
         "text.context_length": (config.text.context_length, [CONTEXT_LENGTH]),
     }
-    settings = {**(image if tower != "text" else {}), **(text if tower != "image" else {})}
-    faults = [
-        f"model.{key} is {_shown(found)}; train with {' or '.join(map(_shown, expressible))}"
-        for key, (found, expressible) in settings.items()
-        if found not in expressible
-    ]
+    faults = unlike({**(image if tower != "text" else {}), **(text if tower != "image" else {})})
     if tower != "image" and tokenizer.form != "siglip2":
         faults.append(
             f"tokenizer is of the form {tokenizer.form}; train with one from `navit-clip tokenizer train`"
         )
     return faults
+
+
+def grid_positions(config: ClipConfig) -> dict[str, tuple[Any, list[Any]]]:
+    """What an image tower's positions are, and have to be to leave as SigLIP 2's one table."""
+    position = config.image.position
+    return {
+        "image.position.kind": (position.kind, ["learned", "grid"]),
+        "image.position.coordinates": (position.coordinates, ["fractional"]),
+        "image.position.combination": (position.combination, ["sum"]),
+    }
+
+
+def unlike(settings: Mapping[str, tuple[Any, list[Any]]]) -> list[str]:
+    """Each setting that is none of those beside it."""
+    return [
+        f"model.{key} is {_shown(found)}; train with {' or '.join(map(_shown, expressible))}"
+        for key, (found, expressible) in settings.items()
+        if found not in expressible
+    ]
 
 
 def siglip2_config(config: ClipConfig) -> Siglip2Config:
@@ -153,19 +162,19 @@ def siglip2_weights(weights: Mapping[str, Tensor], config: ClipConfig) -> dict[s
     out = {theirs: weights[ours] for ours, theirs in _TENSORS.items()}
     for ours, theirs in _modules(config).items():
         out[f"{theirs}.weight"] = weights[f"{ours}.weight"]
-        out[f"{theirs}.bias"] = _bias(weights, f"{ours}.weight", f"{ours}.bias")
+        out[f"{theirs}.bias"] = bias_or_zeros(weights, f"{ours}.weight", f"{ours}.bias")
     for ours, theirs in _attentions(config).items():
         fused_weight = weights[f"{ours}.weight"]
-        fused_bias = _bias(weights, f"{ours}.weight", f"{ours}.bias")
+        fused_bias = bias_or_zeros(weights, f"{ours}.weight", f"{ours}.bias")
         for letter, weight, bias in zip("qkv", fused_weight.chunk(3), fused_bias.chunk(3), strict=True):
             out[f"{theirs}.{letter}_proj.weight"] = weight
             out[f"{theirs}.{letter}_proj.bias"] = bias
     ours, theirs = _POOLING_BIAS
-    out[theirs] = _bias(weights, "image.pooling.query_key_value_weight", ours)
+    out[theirs] = bias_or_zeros(weights, "image.pooling.query_key_value_weight", ours)
     ours, theirs = _PROBE
     out[theirs] = weights[ours][None]
     ours, theirs = _TABLE
-    out[theirs] = weights[ours] if config.image.position.kind == "grid" else _grid_table(weights)
+    out[theirs] = weights[ours] if config.image.position.kind == "grid" else grid_table(weights)
     return out
 
 
@@ -208,12 +217,16 @@ def _blocks(config: ClipConfig) -> dict[str, str]:
     }
 
 
-def _bias(weights: Mapping[str, Tensor], weight: str, bias: str) -> Float[Tensor, " out"]:
+def bias_or_zeros(weights: Mapping[str, Tensor], weight: str, bias: str) -> Float[Tensor, " out"]:
+    """A bias, or zeros where the layer of that weight has none."""
     return weights[bias] if bias in weights else weights[weight].new_zeros(len(weights[weight]))
 
 
-def _grid_table(weights: Mapping[str, Tensor]) -> Float[Tensor, "entries dim"]:
-    """R[i] + C[j]: resizing is linear and each axis' weights sum to one, so this is the same embedding."""
+def grid_table(weights: Mapping[str, Tensor]) -> Float[Tensor, "entries dim"]:
+    """A factorized sum as the grid table that it is, R[i] + C[j].
+
+    Resizing is linear and each axis' weights sum to one, so this is the same embedding on every grid.
+    """
     row, column = weights["image.position.row"], weights["image.position.column"]
     return (row[:, None] + column[None]).flatten(0, 1)
 

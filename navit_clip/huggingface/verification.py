@@ -1,30 +1,27 @@
-"""An exported folder against the model that it came from, opened as a user of transformers would open it.
+"""An exported folder against the model that it came from, opened by the library that it was made for.
 
 Images go through both preprocessings, ours and the folder's, as the same RGB pixels. Images whose grid is
-one column wide are left out: older transformers on a CPU give `Siglip2Model` wrong position embeddings there.
+one column wide are left out: timm and older transformers resize their position embeddings by torch, which
+on a CPU repeats the first row there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
-from transformers import AutoModel, AutoProcessor, AutoTokenizer, Siglip2TextConfig, Siglip2TextModel
 
 from navit_clip.batch import Captions, PackedImages, caption_identity
 from navit_clip.data.patches import cut_patches
 from navit_clip.data.resize import grid_for
 from navit_clip.errors import ExportError
 from navit_clip.huggingface.siglip2 import TowerName
-from navit_clip.huggingface.weight_files import read_json
 from navit_clip.model import ImageTowerConfig
 from navit_clip.weights import LoadedModel
 
@@ -34,96 +31,101 @@ BOUND = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How far the exported model is from ours, at most."""
+    """How far one model is from the other, at most; of a tower that was not compared, none were."""
 
     num_images: int
     image_difference: float
     num_captions: int
     caption_difference: float
 
+    def lines(self, source: str) -> list[str]:
+        """For people; `source` says where the images are from."""
+        of_images = (
+            f"{self.num_images} images {source}: unit vectors at most {self.image_difference:.1e} apart"
+        )
+        of_captions = (
+            f"{self.num_captions} captions: equal token ids, unit vectors at most "
+            f"{self.caption_difference:.1e} apart"
+        )
+        return [of_images] * bool(self.num_images) + [of_captions] * bool(self.num_captions)
 
-def verify(
+
+@runtime_checkable
+class OpenedFolder(Protocol):
+    """An exported folder, as a user opens it."""
+
+    def scalars(self) -> dict[str, float]:
+        """logit_scale and logit_bias, where the folder has both."""
+        ...
+
+    def encode_images(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> Iterator[Float[Tensor, "images dim"]]:
+        """Vectors of the images, normalised or not, once for each way in which the folder takes them."""
+        ...
+
+    def token_ids(self, captions: Sequence[str]) -> list[list[int]]:
+        """What its text tower attends to."""
+        ...
+
+    def encode_captions(self, captions: Sequence[str]) -> Float[Tensor, "captions dim"]: ...
+
+
+@torch.no_grad()
+def compare(
     loaded: LoadedModel,
-    folder: Path,
+    opened: OpenedFolder,
     tower: TowerName,
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     captions: Sequence[str],
     tokens_per_image: int,
 ) -> Verification:
-    """Reloads the folder and compares scalars, token ids and embeddings, on the CPU in float32.
+    """Compares scalars, token ids and embeddings, on the CPU in float32.
 
     Raises:
         ExportError: they differ.
     """
-    image_difference = caption_difference = 0.0
-    trusted = "auto_map" in read_json(folder / "config.json")  # the code there is what we wrote just now
-    model = _reload(folder, trusted)
-    processor_class = AutoTokenizer if tower == "text" else AutoProcessor
-    processor = processor_class.from_pretrained(folder, trust_remote_code=trusted)
-    if tower == "both":
-        _compare_scalars(loaded, model)
-    if tower == "text":
-        images = []
-    else:
-        images = [image for image in images if comparable(image, loaded.model.config.image, tokens_per_image)]
-        if not images:
-            raise ExportError("there is no image to verify the export on; name some with --images")
-        image_difference = _compare_images(loaded, model, processor, images, tokens_per_image)
-    if tower == "image":
-        captions = []
-    else:
-        caption_difference = _compare_captions(loaded, model, processor, tower, captions)
-    return Verification(len(images), image_difference, len(captions), caption_difference)
-
-
-def _reload(folder: Path, trusted: bool) -> Any:
-    # AutoModel knows Siglip2's pair and its image tower, but not its text tower.
-    native_text = read_json(folder / "config.json")["model_type"] == Siglip2TextConfig.model_type
-    model_class = Siglip2TextModel if native_text else AutoModel
-    return model_class.from_pretrained(folder, trust_remote_code=trusted).eval()
-
-
-@torch.no_grad()
-def _compare_images(loaded, model, processor, images, tokens_per_image) -> float:
-    encode = getattr(model, "get_image_features", model)
-    patch_size = loaded.model.config.image.patch_size
-    theirs = [
-        encode(**processor(images=Image.fromarray(image), return_tensors="pt")).pooler_output
-        for image in images
-    ]
-    packed = PackedImages.pack([cut_patches(image, patch_size, tokens_per_image) for image in images])
-    return difference("image", loaded.model.encode_images(packed), torch.cat(theirs))
-
-
-@torch.no_grad()
-def _compare_captions(loaded, model, processor, tower, captions) -> float:
-    context_length = loaded.model.config.text.context_length
-    if tower == "both":
-        inputs = processor(text=list(captions), return_tensors="pt")
-    else:
-        settings = {"padding": "max_length", "truncation": True, "max_length": context_length}
-        inputs = processor(list(captions), **settings, return_tensors="pt")
-    ids = loaded.tokenizer.encode(captions, context_length)
-    masks = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
-    for caption, ours, padded, mask in zip(captions, ids, inputs["input_ids"], masks, strict=True):
-        theirs = padded[mask.bool()].tolist()
-        if theirs != ours:
-            raise ExportError(f"the exported tokenizer reads {caption!r} as {theirs}, expected {ours}")
-    encode = getattr(model, "get_text_features", model)
-    packed = Captions.pack(ids, [caption_identity(caption) for caption in captions])
-    return difference("caption", loaded.model.encode_captions(packed), encode(**inputs).pooler_output)
-
-
-def _compare_scalars(loaded, model) -> None:
-    for name in ("logit_scale", "logit_bias"):
-        ours, theirs = getattr(loaded.model, name).item(), getattr(model, name).item()
+    for name, theirs in opened.scalars().items():
+        ours = getattr(loaded.model, name).item()
         if theirs != ours:
             raise ExportError(
                 f"the exported model is not the trained one: its {name} is {theirs}, not {ours}"
             )
+    image_difference = caption_difference = 0.0
+    if tower == "text":
+        images = []
+    else:
+        config = loaded.model.config.image
+        images = [image for image in images if _comparable(image, config, tokens_per_image)]
+        if not images:
+            raise ExportError("there is no image to verify the export on; name some with --images")
+        packed = PackedImages.pack(
+            [cut_patches(image, config.patch_size, tokens_per_image) for image in images]
+        )
+        of_images = loaded.model.encode_images(packed)
+        image_difference = max(
+            _difference("image", of_images, theirs) for theirs in opened.encode_images(images)
+        )
+    if tower == "image":
+        captions = []
+    else:
+        ids = _checked_ids(loaded, opened, captions)
+        packed = Captions.pack(ids, [caption_identity(caption) for caption in captions])
+        of_captions = loaded.model.encode_captions(packed)
+        caption_difference = _difference("caption", of_captions, opened.encode_captions(captions))
+    return Verification(len(images), image_difference, len(captions), caption_difference)
 
 
-def difference(kind: str, ours: Float[Tensor, "vectors dim"], pooled: Float[Tensor, "vectors dim"]) -> float:
+def _checked_ids(loaded: LoadedModel, opened: OpenedFolder, captions: Sequence[str]) -> list[list[int]]:
+    """Our ids of the captions, which are the folder's."""
+    ids = loaded.tokenizer.encode(captions, loaded.model.config.text.context_length)
+    for caption, ours, theirs in zip(captions, ids, opened.token_ids(captions), strict=True):
+        if theirs != ours:
+            raise ExportError(f"the exported tokenizer reads {caption!r} as {theirs}, expected {ours}")
+    return ids
+
+
+def _difference(kind: str, ours: Float[Tensor, "vectors dim"], pooled: Float[Tensor, "vectors dim"]) -> float:
     differences = (F.normalize(pooled, dim=-1) - ours).abs().amax(dim=-1)
     worst = int(differences.argmax())
     if not bool((differences <= BOUND).all()):  # a NaN is not within the bound either
@@ -134,7 +136,7 @@ def difference(kind: str, ours: Float[Tensor, "vectors dim"], pooled: Float[Tens
     return float(differences[worst])
 
 
-def comparable(
+def _comparable(
     image: UInt8[np.ndarray, "height width 3"], config: ImageTowerConfig, tokens_per_image: int
 ) -> bool:
     """Whether both towers take an image: not one column wide, and within a table of absolute positions."""
