@@ -136,7 +136,8 @@ def _classified_folder(
 ) -> ClassifiedSamples:
     if class_names and len(class_names) != len(class_folders):
         raise ConfigError(
-            f"class_names: {len(class_names)} names for the {len(class_folders)} class folders of {folder}"
+            f"class_names: expected {len(class_folders)}, one for each class folder of {folder}, "
+            f"found {len(class_names)}"
         )
     names = tuple(class_names) or tuple(name.replace("_", " ") for name in class_folders)
     samples = class_folder_samples(folder, class_folders)

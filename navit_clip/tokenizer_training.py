@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     samples = read_samples(arguments.shards, arguments.caption_key)
     templates = arguments.template or ["{}"]
     for template in templates:
-        check_template(template)
+        check_template(template, key="--template")
     captions = [
         fill_template(template, caption)
         for sample in samples

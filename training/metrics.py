@@ -31,6 +31,9 @@ from training.utilisation import model_flops, peak_flops
 logger = logging.getLogger("navit_clip")
 LOG_FORMAT = logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%Y-%m-%d,%H:%M:%S")
 
+MOST_OFF = 0.05
+"""Share by which `data.images_per_epoch` may miss what an epoch has."""
+
 
 class Meter:
     """Sums over the steps between two log lines, of this rank."""
@@ -127,14 +130,20 @@ def _memory(device: torch.device) -> float:
 
 
 def samples_row(loader: TrainLoader, world: World) -> dict[str, Any]:
-    """What became of the samples so far, on all ranks, which call it together: in all, and by source."""
+    """What became of the samples so far, on all ranks, which call it together: in all, and by source.
+
+    `samples_per_epoch` is what `data.images_per_epoch` should say: good and bad ones, from as much of the data
+    as has been read.
+    """
     ranks = world.gather_objects(loader.source_counts)
+    epoch = sum(world.gather_objects(loader.epoch)) / world.size
     sources = dict(zip(ranks[0], total_by_source([list(rank.values()) for rank in ranks]), strict=True))
     total = total_counts(sources.values())
     return {
         "samples_read": total["read"],
         "samples_used": total["used"],
         "samples_skipped": sum(total["skipped"].values()),
+        "samples_per_epoch": total["read"] / epoch,
         "sources": sources,
     }
 
@@ -146,20 +155,22 @@ class Recorder:
     and so are one that was cut off and the scores at a run's end, which is then evaluated again.
     """
 
-    def __init__(self, run: Path, progress: Progress, total_pairs: int, world: World):
+    def __init__(self, run: Path, progress: Progress, config: RunConfig, world: World):
         self._is_main = world.is_main
         self._world_size = world.size
-        self._total_pairs = total_pairs
+        self._total_pairs = config.pairs
+        self._images_per_epoch = config.data.images_per_epoch
         if not self._is_main:
             return
         self._metrics = run / "metrics.jsonl"
-        _forget_rows_after(self._metrics, progress.step, finished=progress.pairs >= total_pairs)
+        _forget_rows_after(self._metrics, progress.step, finished=progress.pairs >= config.pairs)
         self._tensorboard = SummaryWriter(run / "tensorboard", purge_step=progress.step + 1)
         # Drawn on terminals alone; a log file has the log lines.
         self._bar = tqdm(
-            total=total_pairs, initial=progress.pairs, unit="pairs", dynamic_ncols=True, disable=None
+            total=config.pairs, initial=progress.pairs, unit="pairs", dynamic_ncols=True, disable=None
         )
         self._pairs = progress.pairs
+        self._epochs = 0
         self._handlers = [logging.StreamHandler(), logging.FileHandler(run / "out.log")]
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -174,6 +185,7 @@ class Recorder:
             self._pairs = row["pairs"]
             self._write("train", row)
             self.say(train_line(row, self._total_pairs, self._world_size))
+            self._compare_epoch(row)
 
     def score(self, kind: str, row: dict[str, Any]) -> None:
         """A validation or evaluation result."""
@@ -195,6 +207,16 @@ class Recorder:
             for handler in self._handlers:
                 logger.removeHandler(handler)
                 handler.close()
+
+    def _compare_epoch(self, row: dict[str, Any]) -> None:
+        """After each epoch, whether it had as many images as the schedules count with."""
+        epochs, self._epochs = self._epochs, int(row["epoch"])
+        planned, found = self._images_per_epoch, row["samples_per_epoch"]
+        if self._epochs > epochs and planned and abs(found - planned) > MOST_OFF * planned:
+            self.say(
+                f"data.images_per_epoch: expected about {found:.0f}, as many as an epoch had, found {planned}: "
+                f"schedules over images seen count {planned / found:.2g} for each"
+            )
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:
         with self._metrics.open("a") as file:

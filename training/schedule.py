@@ -34,7 +34,7 @@ class ScheduleConfig:
         if self.kind == "cosine":
             for name in ("timescale_pairs", "cooldown_pairs"):
                 if getattr(self, name) != getattr(type(self), name):
-                    raise ConfigError(f"{name}: {getattr(self, name)} is for kind rsqrt, and kind is cosine")
+                    raise ConfigError(f"{name}: only kind rsqrt has it, found kind cosine")
         if not 0 <= self.final_share <= 1:
             raise ConfigError(f"final_share: expected between 0 and 1, found {self.final_share}")
 

@@ -106,7 +106,7 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         save_config(config, run / "config.yaml")
         if checkpoint is not None and own:  # gone back to: later steps are of an abandoned branch
             name_latest(checkpoint.folder)
-    recorder = Recorder(run, progress, config.pairs, world)
+    recorder = Recorder(run, progress, config, world)
     for reason in passed_over:
         recorder.say(f"passed over: {reason}")
     recorder.say(
@@ -179,8 +179,8 @@ def _check_folder(run: Path) -> None:
 def _check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise ConfigError(
-            f"model.text.vocab_size: {config.model.text.vocab_size} rows are too few for the "
-            f"{tokenizer.vocab_size} tokens of {config.tokenizer}; raise it to at least that"
+            f"model.text.vocab_size: expected at least {tokenizer.vocab_size}, the tokens of {config.tokenizer}, "
+            f"found {config.model.text.vocab_size}"
         )
 
 

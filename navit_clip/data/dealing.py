@@ -1,8 +1,9 @@
 """A run's place in the data -> the same place for another number of ranks and workers.
 
-Nothing is lost and nothing is seen twice in an epoch: the blocks that some worker had open, those that it
-had not come to, and the samples that waited for a batch, are dealt again, earliest first; after them all
-workers go on with the sequence of blocks where the farthest of the old ones had got to.
+Nothing is lost and nothing is seen twice in an epoch: the blocks that some worker had open, and those that it
+had not come to, are dealt again, earliest first; so are the samples that waited for a batch, the one that
+waited longest first. After them all workers go on with the sequence of blocks where the farthest of the old
+ones had got to.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def deal_again(states: Sequence[LoaderState], world_size: int, num_workers: int)
 def _deal(old: Sequence[StreamState], num_streams: int) -> list[StreamState]:
     frontier = max(worker["walk"]["next"] for worker in old)
     blocks = sorted(block for worker in old for block in _blocks_left(worker["walk"], frontier, len(old)))
-    waiting = sorted(place for worker in old for place in worker["waiting"])
+    # In lines as before: the one that waited longest is first.
+    waiting = [place for worker in old for place in worker["waiting"]]
+    waiting.sort(key=lambda place: (-place[-1], place))
     closed = sum(worker["walk"]["closed"] for worker in old) / num_streams
     dealt: list[StreamState] = [
         {

@@ -39,12 +39,22 @@ def draw_text(
     return caption, fill_template(template, caption)
 
 
+def truncated_normal(
+    random: np.random.Generator, low: float, high: float, mean: float = 0.0, deviation: float = 1.0
+) -> float:
+    """A normal variable given that it lies in [low, high], which should be likely: others are drawn again."""
+    while True:
+        drawn = random.normal(mean, deviation)
+        if low <= drawn <= high:
+            return drawn
+
+
 def fill_template(template: str, caption: str) -> str:
     """Puts a caption where the template has {}."""
     return template.replace("{}", caption)
 
 
-def check_template(template: str) -> None:
-    """Raises ConfigError unless {} stands in the template exactly once."""
+def check_template(template: str, key: str) -> None:
+    """Raises ConfigError, in the name of a setting, unless {} stands in the template exactly once."""
     if template.count("{}") != 1:
-        raise ConfigError(f"template {template!r}: expected one {{}}, where the caption goes")
+        raise ConfigError(f"{key}: expected one {{}}, where the caption goes, found {template!r}")

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
+from navit_clip.data.draws import truncated_normal
 from navit_clip.errors import ConfigError
 
 BETA_TOTAL = 7 / 3
@@ -44,7 +45,8 @@ class RateSchedule:
             )
         if self.timescale_images == 0:
             raise ConfigError(
-                "timescale_images: expected images, above 0 for a rate that rises, below for a falling one"
+                "timescale_images: expected images, above 0 for a rate that rises, below for a falling one, "
+                "found 0"
             )
 
     def rate(self, images_seen: float) -> float:
@@ -110,7 +112,7 @@ class DropConfig:
         """
         if self.kind == "by_length":
             mean = self.short_rate + (self.long_rate - self.short_rate) * min(max(length, 0.0), 1.0)
-            return mean + self.deviation * _within_two_deviations(random)
+            return mean + self.deviation * truncated_normal(random, -2.0, 2.0)
         mean = self.schedule.rate(images_seen) if self.schedule else self.rate
         if self.kind == "constant":
             return mean
@@ -152,10 +154,3 @@ def draw_kept(num_patches: int, rate: float, random: np.random.Generator) -> Int
     if kept == num_patches:
         return np.arange(num_patches)
     return np.sort(random.choice(num_patches, kept, replace=False))
-
-
-def _within_two_deviations(random: np.random.Generator) -> float:
-    while True:
-        drawn = random.normal()
-        if -2 <= drawn <= 2:
-            return drawn

@@ -14,8 +14,9 @@ tokens. Lengths that are all alike leave no choice: what does not divide the bud
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 
@@ -25,12 +26,16 @@ ENOUGH = 0.5
 """Share of its tokens that the item which is cut short should keep."""
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting(Generic[Item]):
-    item: Item
-    length: int
-    text_length: int
+class _Size(NamedTuple):
+    """Of an item that waits. In order they are the longest first, ties by arrival."""
+
+    minus_length: int
     arrival: int
+    text_length: int
+
+    @property
+    def length(self) -> int:
+        return -self.minus_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +75,22 @@ class Packer(Generic[Item]):
         self._exact = exact
         self._max_items = max_items or math.inf
         self._max_text_tokens = max_text_tokens or math.inf
-        self._fitting: list[_Waiting[Item]] = []
-        self._behind: list[_Waiting[Item]] = []
+        self._items: dict[int, Item] = {}  # by arrival, as are the sizes
+        self._sizes: dict[int, _Size] = {}
+        self._fitting: list[_Size] = []
+        self._behind: list[_Size] = []  # in order of size
         self._tokens_fitting = self._text_tokens_fitting = 0
         self._num_arrived = 0
 
     @property
     def waiting(self) -> list[Item]:
         """Items in no batch yet, in the order of arrival; adding them to a new packer restores this one."""
-        return [entry.item for entry in [*self._fitting, *self._behind]]
+        return list(self._items.values())
+
+    @property
+    def oldest(self) -> Item | None:
+        """The item that waits longest, if any does."""
+        return next(iter(self._items.values()), None)
 
     @property
     def ready(self) -> bool:
@@ -97,76 +109,86 @@ class Packer(Generic[Item]):
             f"an item of {length} tokens cannot fit a budget of {self._budget}"
         )
         assert text_length <= self._max_text_tokens
-        self._line_up(_Waiting(item, length, text_length, self._num_arrived))
+        size = _Size(-length, self._num_arrived, text_length)
+        self._items[self._num_arrived] = item
+        self._sizes[self._num_arrived] = size
         self._num_arrived += 1
+        if self._behind or not self._fits(size):
+            insort(self._behind, size)
+        else:
+            self._let_in(size)
 
     def cut(self) -> Cut[Item]:
         """Takes the next batch, ready or not, from the items waiting, of which there is at least one."""
         assert self._fitting
-        chosen = sorted(self._choice(), key=lambda entry: (-entry.length, entry.arrival))
-        taken = {entry.arrival for entry in chosen}
-        left = [entry for entry in [*self._fitting, *self._behind] if entry.arrival not in taken]
-        self._fitting, self._behind = [], []
-        self._tokens_fitting = self._text_tokens_fitting = 0
-        for entry in left:
-            self._line_up(entry)
-        return Cut([entry.item for entry in chosen], [entry.length for entry in chosen])
+        first, filling = self._choice()
+        for size in first:
+            del self._sizes[size.arrival]
+        for size in filling:
+            self._take_from_behind(self._sizes.pop(size.arrival))
+        self._fitting, self._tokens_fitting, self._text_tokens_fitting = [], 0, 0
+        for size in self._sizes.values():
+            if not self._fits(size):
+                break
+            self._let_in(size)
+            self._take_from_behind(size)
+        chosen = sorted([*first, *filling])
+        return Cut([self._items.pop(size.arrival) for size in chosen], [size.length for size in chosen])
 
-    def _line_up(self, entry: _Waiting[Item]) -> None:
-        """Among those that fit, as long as none before it did not."""
-        tokens = self._tokens_fitting + entry.length
-        text_tokens = self._text_tokens_fitting + entry.text_length
-        if (
-            self._behind
-            or tokens > self._budget
-            or text_tokens > self._max_text_tokens
-            or len(self._fitting) >= self._max_items
-        ):
-            self._behind.append(entry)
-        else:
-            self._fitting.append(entry)
-            self._tokens_fitting = tokens
-            self._text_tokens_fitting = text_tokens
+    def _fits(self, size: _Size) -> bool:
+        """Beside those that fit already."""
+        return (
+            self._tokens_fitting + size.length <= self._budget
+            and self._text_tokens_fitting + size.text_length <= self._max_text_tokens
+            and len(self._fitting) < self._max_items
+        )
 
-    def _choice(self) -> list[_Waiting[Item]]:
+    def _let_in(self, size: _Size) -> None:
+        self._fitting.append(size)
+        self._tokens_fitting += size.length
+        self._text_tokens_fitting += size.text_length
+
+    def _take_from_behind(self, size: _Size) -> None:
+        """If it is there: what fits has never been, or no longer is."""
+        place = bisect_left(self._behind, size)
+        if place < len(self._behind) and self._behind[place] == size:
+            del self._behind[place]
+
+    def _choice(self) -> tuple[list[_Size], list[_Size]]:
         """Those that fit and what fills their gap; where filling is exact, some stand back first."""
         if not self._exact or not self._behind or len(self._fitting) == 1:
-            return [*self._fitting, *self._filling(self._fitting, self._behind)[0]]
-        best, most_kept = self._fitting, -1.0
+            return self._fitting, self._filling(self._fitting)[0]
+        best, most_kept = (self._fitting, []), -1.0
         for number in range(1, min(STAND_BACK, len(self._fitting) - 1) + 1):
-            first, back = self._fitting[:-number], self._fitting[-number:]
-            filling, kept = self._filling(first, [*back, *self._behind])
+            first = self._fitting[:-number]
+            filling, kept = self._filling(first)
             if kept > most_kept:
-                best, most_kept = [*first, *filling], kept
+                best, most_kept = (first, filling), kept
             if kept >= ENOUGH:
                 break
         return best
 
-    def _filling(
-        self, first: list[_Waiting[Item]], behind: list[_Waiting[Item]]
-    ) -> tuple[list[_Waiting[Item]], float]:
+    def _filling(self, first: list[_Size]) -> tuple[list[_Size], float]:
         """What of those behind joins the first, and the share that the one which is cut short keeps."""
         back = self._fitting[len(first) :]
-        gap = self._budget - self._tokens_fitting + sum(entry.length for entry in back)
+        gap = self._budget - self._tokens_fitting + sum(size.length for size in back)
         text_gap = self._max_text_tokens - self._text_tokens_fitting
-        text_gap += sum(entry.text_length for entry in back)
+        text_gap += sum(size.text_length for size in back)
         room = self._max_items - len(first)
-        filling: list[_Waiting[Item]] = []
-        shortest_longer: _Waiting[Item] | None = None
-        for entry in sorted(behind, key=lambda entry: (-entry.length, entry.arrival)):
-            if not gap or len(filling) >= room:
-                return filling, 1.0
-            if entry.text_length > text_gap:
-                continue
-            if entry.length > gap:
-                if shortest_longer is None or entry.length < shortest_longer.length:
-                    shortest_longer = entry
-                continue
-            if self._exact and shortest_longer and entry.length < gap:
+        behind = sorted([*self._behind, *back]) if back else self._behind
+        start = 0
+        filling: list[_Size] = []
+        while gap and len(filling) < room:
+            end = bisect_left(behind, (-gap,), lo=start)  # those from start to end are longer
+            place = next((i for i in range(end, len(behind)) if behind[i].text_length <= text_gap), None)
+            if self._exact and (place is None or behind[place].length < gap):
+                for longer in reversed(behind[start:end]):
+                    if longer.text_length <= text_gap:
+                        return [*filling, longer._replace(minus_length=-gap)], gap / longer.length
+            if place is None:
                 break
-            filling.append(entry)
-            gap -= entry.length
-            text_gap -= entry.text_length
-        if not (self._exact and shortest_longer and gap):
-            return filling, 1.0
-        return [*filling, replace(shortest_longer, length=gap)], gap / shortest_longer.length
+            filling.append(behind[place])
+            gap -= behind[place].length
+            text_gap -= behind[place].text_length
+            start = place + 1
+        return filling, 1.0

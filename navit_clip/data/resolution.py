@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from navit_clip.data.draws import truncated_normal
 from navit_clip.data.resize import grid_for, native_grid, tokens_of_side
 from navit_clip.errors import ConfigError
 
@@ -155,13 +156,10 @@ class ResolutionConfig:
         return math.isqrt(num_tokens) ** 2 if self.shape == "square" else num_tokens
 
     def _draw_share(self, random: np.random.Generator) -> float:
-        """A place in the range, from 0 up to 1."""
+        """A place in the range, from 0 to 1."""
         if self.distribution == "uniform":
             return random.random()
-        while True:
-            place = random.normal(self.mean, self.deviation)
-            if -1 <= place < 1:
-                return (place + 1) / 2
+        return (truncated_normal(random, -1.0, 1.0, self.mean, self.deviation) + 1) / 2
 
 
 _USED_BY = {

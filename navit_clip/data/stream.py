@@ -8,7 +8,7 @@ that this one would have given: the samples still waiting to be packed are named
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypedDict
@@ -23,7 +23,8 @@ from navit_clip.data.dropping import DropConfig, draw_kept, num_kept
 from navit_clip.data.faults import Faults
 from navit_clip.data.images import MAX_PIXELS, EncodedImage
 from navit_clip.data.order import BlockOrder, Place, Walk, WalkState, first_walk
-from navit_clip.data.packing import Cut, Packer
+from navit_clip.data.lines import LineBatch, Lines
+from navit_clip.data.packing import Packer
 from navit_clip.data.pairs import Pair, batch_of
 from navit_clip.data.patches import cut_grid, thin
 from navit_clip.data.remote import RemoteConfig
@@ -67,9 +68,8 @@ class DataConfig:
     max_text_tokens: int = 0
     """Most caption tokens in a batch; 0 for any number. Where this binds, the budget is not filled."""
     lookahead: int = 64
-    """Images that may wait for a batch with a gap of their size. None lets more batches go by than this (4
-    more with exact_fill; of its own number of patches with resolution.same_in_batch; counted from anew, and
-    behind those that came along, when a run goes on with other ranks or workers)."""
+    """Images that may wait for a batch with a gap of their size. None lets more batches go by than this, and 4
+    more with exact_fill; with resolution.same_in_batch, 2 lookahead + 1 for each of its numbers, likewise."""
     images_per_epoch: int = 0
     """Images in the data set, by which schedules over images seen tell how far training has come; a run
     without such a schedule leaves it at 0."""
@@ -107,7 +107,7 @@ class DataConfig:
                 f"found {self.weights}"
             )
         for template in self.templates:
-            check_template(template)
+            check_template(template, key="templates")
         if not self.templates:
             raise ConfigError("templates: expected at least one, found none")
         least = {"tokens_per_batch": 1, "lookahead": 1, "blocks_per_shard": 1, "shuffle_window": 1}
@@ -135,7 +135,7 @@ class DataConfig:
         smallest, largest = self.resolution.smallest(patch_size), self.resolution.largest(patch_size)
         if self.drop.kind == "by_length" and smallest == largest:
             raise ConfigError(
-                f"drop.kind: by_length is for images of different lengths, and all may have {largest} patches"
+                f"data.drop.kind: by_length is for images of different lengths, found {largest} patches for all"
             )
         most = max(
             num_kept(number, self.drop.least_rate(self.length_share(number, patch_size)))
@@ -143,13 +143,13 @@ class DataConfig:
         )
         if most > self.tokens_per_batch:
             raise ConfigError(
-                f"tokens_per_batch: {self.tokens_per_batch} is less than the {most} patches that may stay of "
-                f"one image of {largest} before any is dropped (resolution, drop; patch size {patch_size})"
+                f"data.tokens_per_batch: expected at least {most}, the patches that may stay of one image of "
+                f"{largest} (data.resolution, data.drop; patch size {patch_size}), found {self.tokens_per_batch}"
             )
         if 0 < self.max_text_tokens < context_length:
             raise ConfigError(
-                f"max_text_tokens: {self.max_text_tokens} is less than the {context_length} tokens that one "
-                "caption may have (model.text.context_length)"
+                f"data.max_text_tokens: expected 0 or at least {context_length}, what one caption may have "
+                f"(model.text.context_length), found {self.max_text_tokens}"
             )
 
     def length_share(self, num_patches: int, patch_size: int) -> float:
@@ -185,13 +185,11 @@ def block_order(config: DataConfig, shards: Sequence[Shard], seed: int) -> Block
     )
 
 
-class _Waiting(NamedTuple):
-    """A pair in no batch yet."""
+class _Read(NamedTuple):
+    """A pair, and where it came from."""
 
     place: Place
     pair: Pair
-    since: int
-    """The number of batches that the stream had made when it came."""
 
 
 class Stream:
@@ -236,13 +234,13 @@ class Stream:
             self._shard_size,
             state["walk"],
         )
-        self._packers: defaultdict[int, Packer[_Waiting]] = defaultdict(self._new_packer)
+        patience = config.lookahead * len(config.resolution.patches)
+        self._lines: Lines[_Read] = Lines(self._new_packer, patience)
         self._faults = Faults()
         self._faults.counts.update(total_counts(state["counts"])["skipped"])
         self._counts: list[SourceCounts] = [
             {**counts, "skipped": Counter(counts["skipped"])} for counts in state["counts"]
         ]
-        self._num_batches = 0
         self._bad_run: set[tuple[int, int]] = set()
         self._num_bad_run = 0
         for *place, waited in state["waiting"]:
@@ -256,9 +254,8 @@ class Stream:
             DataError: a shard has vanished, too many samples in a row are bad, or all of them are.
         """
         while True:
-            ready = [packer for _, packer in sorted(self._packers.items()) if packer.ready]
-            if ready:
-                yield self._batch(ready[0].cut())
+            if batch := self._lines.cut():
+                yield self._batch(batch)
             else:
                 self._take(next(self._walk))
 
@@ -266,15 +263,11 @@ class Stream:
         """All that is needed to go on after the batch that came last."""
         return {
             "walk": self._walk.state(),
-            "waiting": [
-                [*waiting.place, self._num_batches - waiting.since]
-                for _, packer in sorted(self._packers.items())
-                for waiting in packer.waiting
-            ],
+            "waiting": [[*read.place, waited] for read, waited in self._lines.waiting],
             "counts": [total_counts([counts]) for counts in self._counts],
         }
 
-    def _new_packer(self) -> Packer[_Waiting]:
+    def _new_packer(self) -> Packer[tuple[_Read, int]]:
         config = self._config
         return Packer(
             config.tokens_per_batch,
@@ -284,18 +277,16 @@ class Stream:
             max_text_tokens=config.max_text_tokens,
         )
 
-    def _batch(self, cut: Cut[_Waiting]) -> Batch:
-        """Packs what a packer chose; the pair that it cut short loses patches by a draw of its own."""
+    def _batch(self, batch: LineBatch[_Read]) -> Batch:
+        """Packs what was chosen; the pair that was cut short loses patches by a draw of its own."""
         pairs = []
-        for (place, pair, _), length in zip(cut.items, cut.lengths, strict=True):
+        for (place, pair), length in zip(batch.items, batch.lengths, strict=True):
             if length < len(pair.patches):
                 random = np.random.default_rng(seed_of("fill", self._seed, place.visit, pair.key))
                 pair = replace(pair, patches=thin(pair.patches, length, random))
             pairs.append(pair)
             self._counts_of(place)["used"] += 1
-        longest_wait = self._num_batches - min(waiting.since for waiting in cut.items)
-        self._num_batches += 1
-        return batch_of(pairs, longest_wait)
+        return batch_of(pairs, batch.longest_wait)
 
     def _take(self, place: Place, waited: int = 0) -> None:
         """Reads a sample and lets it wait for a batch, or counts its fault."""
@@ -307,9 +298,8 @@ class Stream:
         else:
             self._bad_run.clear()
             self._num_bad_run = 0
-            packer = self._packers[num_tokens if self._config.resolution.same_in_batch else 0]
-            waiting = _Waiting(place, pair, self._num_batches - waited)
-            packer.add(waiting, len(pair.patches), len(pair.ids))
+            line = num_tokens if self._config.resolution.same_in_batch else 0
+            self._lines.add(line, _Read(place, pair), len(pair.patches), len(pair.ids), waited)
 
     def _pair(self, place: Place) -> tuple[Pair, int]:
         """Reads, draws, decodes and cuts; raises SampleError where the sample is bad.

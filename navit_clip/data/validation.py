@@ -34,7 +34,7 @@ class ValidationDataConfig:
 
     def __post_init__(self):
         check_caption_key(self.caption_key)
-        check_template(self.template)
+        check_template(self.template, key="template")
         for name in ("side", "tokens_per_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
@@ -71,8 +71,8 @@ def validation_batches(
     num_tokens = tokens_of_side(config.side, patch_size)
     if num_tokens > config.tokens_per_batch:
         raise ConfigError(
-            f"tokens_per_batch: {config.tokens_per_batch} is less than the {num_tokens} patches of one image "
-            f"at side {config.side}, patch size {patch_size}"
+            f"validation.data.tokens_per_batch: expected at least {num_tokens}, the patches of one image of side "
+            f"{config.side} (patch size {patch_size}), found {config.tokens_per_batch}"
         )
     faults = Faults() if faults is None else faults
     packer: Packer[Pair] = Packer(config.tokens_per_batch, lookahead=1)

@@ -46,12 +46,18 @@ class PositionConfig:
     """What a row's and a column's vector become one by; the kinds that do not have the two leave it."""
     table_side: int = 16
     """Entries per axis of a table, and so the longest side in patches where that is absolute. Fractional
-    waves are those of an image of this side. Of absolute waves, only Fourier's ask for it: for where their
+    waves are those of an image of this side. Of absolute waves, only Fourier's have it: for where their
     learning starts, at about a turn over this side."""
 
     def __post_init__(self):
         if self.table_side < 1:
             raise ConfigError(f"table_side: expected at least 1, found {self.table_side}")
+        tableless = self.kind in ("sinusoidal", "rope") and self.coordinates == "absolute"
+        if tableless and self.table_side != type(self).table_side:
+            raise ConfigError(
+                f"table_side: absolute {self.kind} positions are waves of the patch's index, with no side to "
+                f"them; leave it at {type(self).table_side}, found {self.table_side}"
+            )
         own = {"learned_2d": "absolute", "grid": "fractional"}.get(self.kind)
         if own and self.coordinates not in (own, type(self).coordinates):
             raise ConfigError(

@@ -37,8 +37,8 @@ def test_a_caption_goes_into_its_template_as_it_is():
 
 @pytest.mark.parametrize("template", ["", "a photo", "{} {}", "{0}"])
 def test_a_template_has_one_place(template):
-    with pytest.raises(ConfigError, match="expected one"):
-        check_template(template)
+    with pytest.raises(ConfigError, match=r"^templates: expected one \{\}, where the caption goes, found '"):
+        check_template(template, key="templates")
 
 
 def test_captions_are_drawn_by_their_chances():

@@ -43,7 +43,7 @@ def test_batches_by_hand(lengths, budget, lookahead, batches):
         ([4, 4, 4, 4], [[(0, 4), (1, 4)], [(2, 4), (3, 4)]]),
         ([5, 5, 3], [[(0, 5), (2, 3)], [(1, 5)]]),  # what fits exactly loses nothing
         ([5, 5, 4], [[(0, 5), (2, 3)], [(1, 5)]]),  # the one that loses the fewest
-        ([5, 2, 4, 4], [[(0, 5), (2, 3)], [(3, 4), (1, 2)]]),  # 1 stands back, else 2 would lose 3 of 4
+        ([5, 2, 4, 4], [[(0, 5), (3, 3)], [(2, 4), (1, 2)]]),  # 1 stands back, else 3 would lose 3 of 4
         ([5, 1, 2, 9], [[(0, 5), (2, 2), (1, 1)], [(3, 8)]]),
         ([9, 9, 9], [[(0, 8)], [(1, 8)], [(2, 8)]]),
     ],

@@ -76,7 +76,7 @@ def built(
         kind=kind,  # type: ignore[arg-type]
         coordinates=coordinates,  # type: ignore[arg-type]
         combination=combination,  # type: ignore[arg-type]
-        table_side=12,
+        table_side=16 if kind in ("sinusoidal", "rope") and coordinates == "absolute" else 12,
     )
     config = ClipConfig(
         image=ImageTowerConfig(**size, width=16, patch_size=4, position=table),

@@ -49,6 +49,12 @@ def has_end(config: PositionConfig) -> bool:
 every_kind = pytest.mark.parametrize("config", CONFIGS, ids=name)
 
 
+def with_side(config: PositionConfig, side: int) -> PositionConfig:
+    """The same with another table, where there is one or a side to count in."""
+    tableless = config.kind in ("sinusoidal", "rope") and config.coordinates == "absolute"
+    return config if tableless else replace(config, table_side=side)
+
+
 def make(seed: int = 0, **settings):
     torch.manual_seed(seed)
     positions = make_positions(PositionConfig(**settings), WIDTH, num_heads=1)
@@ -78,7 +84,7 @@ def small_tower(position: PositionConfig) -> ImageTower:
 @every_kind
 def test_packed_equals_single_on_grids_of_any_shape(config):
     images = noise_images([grid for grid in GRIDS if max(grid) <= 24], patch_size=2, keep=0.6)
-    tower = small_tower(replace(config, table_side=24))
+    tower = small_tower(with_side(config, 24))
     packed, single = tower(pack(images)), torch.cat([tower(pack([image])) for image in images])
     torch.testing.assert_close(packed, single, atol=1e-5, rtol=0)
     gradients = []
@@ -92,7 +98,7 @@ def test_packed_equals_single_on_grids_of_any_shape(config):
 
 @every_kind
 def test_unseen_grids_run_or_are_refused_by_name(config):
-    tower = small_tower(replace(config, table_side=8))
+    tower = small_tower(with_side(config, 8))
     unseen = pack(noise_images([(3, 11), (9, 2), (1, 1)], patch_size=2))
     if has_end(config):
         with pytest.raises(DataError, match=r"table_side: .* reach 8 patches a side, found an image of 11"):
@@ -130,7 +136,7 @@ def test_where_a_patch_is_makes_a_difference(config):
 )
 def test_fractions_do_not_depend_on_the_number_of_patches(rows, columns, times, config):
     """The middle patch of each `times` x `times` is where the coarse patch is, once no table is shrunk."""
-    positions = made(replace(config, table_side=8))
+    positions = made(with_side(config, 8))
     coarse = embed(positions, noise_images([(rows, columns)], 1))
     fine = embed(positions, noise_images([(times * rows, times * columns)], 1))
     middle = fine.unflatten(0, (rows, times, columns, times))[:, times // 2, :, times // 2].flatten(0, 1)
@@ -162,9 +168,8 @@ def test_coordinates_agree_on_an_image_of_the_table_s_side():
         ("sinusoidal", "stack"),
         ("fourier", "sum"),
     ]:
-        absolute, *others = (
-            embed(make(kind=kind, combination=how, coordinates=c, table_side=8), images) for c in MEASURES
-        )
+        configs = (PositionConfig(kind=kind, combination=how, coordinates=c) for c in MEASURES)
+        absolute, *others = (embed(made(with_side(config, 8)), images) for config in configs)
         for other in others:
             torch.testing.assert_close(other, absolute)
 
@@ -269,6 +274,19 @@ def test_a_learned_position_starts_as_large_as_its_patch(config):
     ("settings", "message"),
     [
         ({"table_side": 0}, "table_side: expected at least 1, found 0"),
+        (
+            {"kind": "rope", "coordinates": "absolute", "table_side": 8},
+            "table_side: absolute rope positions are waves of the patch's index, .* at 16, found 8",
+        ),
+        (
+            {
+                "kind": "sinusoidal",
+                "coordinates": "absolute",
+                "combination": "stack",
+                "table_side": 8,
+            },
+            "table_side: absolute sinusoidal positions",
+        ),
         (
             {"kind": "grid", "coordinates": "absolute"},
             "coordinates: grid positions are fractional by definition",

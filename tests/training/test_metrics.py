@@ -34,6 +34,7 @@ ROW = {
     "flops_utilisation": 0.4567,
     "memory_gib": 1.25,
     "skipped_steps": 0,
+    "samples_per_epoch": 1000.0,
     "fill": 0.995,
     "images_per_batch": 51.2,
 }
@@ -99,7 +100,7 @@ def test_what_is_not_training_is_in_no_rate(monkeypatch, tmp_path: Path):
 
 def test_rows_after_the_checkpoint_are_forgotten(tmp_path: Path):
     for start, steps in ((0, range(1, 6)), (3, range(4, 8))):
-        recorder = Recorder(tmp_path, Progress(step=start, pairs=0), total_pairs=2048, world=ALONE)
+        recorder = Recorder(tmp_path, Progress(step=start, pairs=0), small_run(tmp_path), ALONE)
         for step in steps:
             recorder.train({**ROW, "step": step, "pairs": 10 * step + start})
         recorder.score("validation", {"step": steps[-1], "pairs": 0, "loss": 1.0})
@@ -114,5 +115,23 @@ def test_rows_after_the_checkpoint_are_forgotten(tmp_path: Path):
 def test_a_row_that_a_kill_cut_off_is_forgotten(tmp_path: Path):
     whole = json.dumps({"kind": "train", "step": 1})
     (tmp_path / "metrics.jsonl").write_text(f'{whole}\n{{"kind": "train", "st')
-    Recorder(tmp_path, Progress(step=1, pairs=0), total_pairs=2048, world=ALONE).close()
+    Recorder(tmp_path, Progress(step=1, pairs=0), small_run(tmp_path), ALONE).close()
     assert (tmp_path / "metrics.jsonl").read_text() == f"{whole}\n"
+
+
+@pytest.mark.parametrize(("planned", "said"), [(0, 0), (980, 0), (4000, 2)])
+def test_an_epoch_is_compared_with_what_schedules_count(tmp_path: Path, planned, said):
+    """Once an epoch, and only where there is a schedule."""
+    schedule = {"drop": {"schedule": {"midpoint_images": 9, "timescale_images": 3}}} if planned else {}
+    config = small_run(tmp_path, data={"shards": ["x.tar"], "images_per_epoch": planned, **schedule})
+    recorder = Recorder(tmp_path, Progress(step=0, pairs=0), config, ALONE)
+    for step, epoch in enumerate((0.4, 0.9, 1.1, 1.6, 2.0, 2.3)):
+        recorder.train({**ROW, "step": step, "epoch": epoch})
+    recorder.close()
+    lines = [line for line in (tmp_path / "out.log").read_text().splitlines() if "images_per_epoch" in line]
+    assert len(lines) == said
+    for line in lines:
+        assert line.endswith(
+            "data.images_per_epoch: expected about 1000, as many as an epoch had, found 4000: "
+            "schedules over images seen count 4 for each"
+        )

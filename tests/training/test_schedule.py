@@ -38,8 +38,8 @@ def test_rsqrt_falls_with_the_root_and_cools_down_linearly(pairs, share):
     [
         ({"warmup_pairs": -1}, "warmup_pairs: expected at least 0, found -1"),
         ({"final_share": 1.5}, "final_share: expected between 0 and 1, found 1.5"),
-        ({"cooldown_pairs": 5}, "cooldown_pairs: 5 is for kind rsqrt, and kind is cosine"),
-        ({"timescale_pairs": 7}, "timescale_pairs: 7 is for kind rsqrt, and kind is cosine"),
+        ({"cooldown_pairs": 5}, "cooldown_pairs: only kind rsqrt has it, found kind cosine"),
+        ({"timescale_pairs": 7}, "timescale_pairs: only kind rsqrt has it, found kind cosine"),
         ({"timescale_pairs": 0}, "timescale_pairs: expected at least 1, found 0"),
     ],
 )
