@@ -1,0 +1,175 @@
+"""How fast the packed towers are, beside the peers' and beside the machine.
+
+    python -m benchmarks.peers image --size s16 --case mixed --images 16
+    python -m benchmarks.peers image --size s16 --case mixed --images 16 --memory
+    python -m benchmarks.peers text --size b16 --images 64
+    python -m benchmarks.peers step --size b16 --images 8
+
+One process, one set of images and captions, weights of the same shapes; every model gets its input ready made
+and all take turns, so that whatever else the machine does falls on all alike. Medians, and the spread of a
+model's turns. On a GPU in bfloat16 under autocast, on a CPU in fp32. Peers that are not installed are named
+and left out: pip install 'navit-clip[peers]' brings them.
+
+The share of the peak is floating-point operations a second on real tokens, the same number of operations for
+all, over those of a large matrix product that takes its turn in the same rounds. Peak memory is what forward
+and backward need beyond weights and inputs, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import turns
+from benchmarks.peers.contender import Machine, forward_alone, forward_and_backward
+from benchmarks.peers.image_towers import tower_config as image_config
+from benchmarks.peers.line_up import captions, pictures, tower_memory, towers
+from benchmarks.peers.steps import CLIPPING, model_config, open_clip_step, packed_step
+from benchmarks.peers.text_towers import tower_config as text_config
+from benchmarks.peers.workload import CASES, CONTEXT_LENGTH, SIZES, draw_captions
+from navit_clip.distributed import World
+from navit_clip.model import choose_backend
+from navit_clip.model.flops import image_tower_flops, text_tower_flops
+from training.engine import EngineConfig
+
+MIB = 2**20
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
+    machine = Machine.here()
+    backend = choose_backend("auto", machine.device, machine.dtype)
+    print(
+        f"torch {torch.__version__}, {machine.device.type}, {torch.get_num_threads()} threads, "
+        f"{machine.dtype}, {backend} attention; {arguments.what}, {arguments.size}, {arguments.case}"
+    )
+    if arguments.what == "step":
+        rows = step_rows(arguments, machine)
+    elif arguments.memory:
+        rows = memory_rows(arguments)
+    else:
+        rows = tower_rows(arguments, machine)
+    print_table(rows)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def tower_rows(arguments: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
+    """Speed of one tower of each."""
+    turn = forward_alone if arguments.forward else forward_and_backward
+    runs = {contender.name: turn(contender.build(machine), machine) for contender in towers(arguments)}
+    lengths = torch.tensor(
+        [len(picture.pixels) for picture in pictures(arguments)]
+        if arguments.what == "image"
+        else [len(caption) for caption in captions(arguments)]
+    )
+    size, backward = SIZES[arguments.size], not arguments.forward
+    if arguments.what == "image":
+        flops = image_tower_flops(image_config(size), lengths, backward)
+    else:
+        flops = text_tower_flops(text_config(size), size.width, lengths, backward)
+    return rates(runs, len(lengths), int(lengths.sum()), flops, arguments.rounds, machine)
+
+
+def step_rows(arguments: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
+    """Speed of a whole step. Both of ours count the tokens and operations that they have."""
+    size, number = SIZES[arguments.size], arguments.images
+    images = pictures(arguments)
+    precision = "fp32" if machine.dtype == torch.float32 else "bf16"
+    engine = EngineConfig(precision=precision, gradient_clipping=CLIPPING)
+    full, real = (draw_captions(number, length, arguments.seed) for length in (CONTEXT_LENGTH, None))
+    with World.join() as world:
+        ours = {
+            "packed, 64 tokens a caption": full,
+            "packed, captions as they are": real,
+        }
+        runs: dict[str, Callable[[], object]] = {
+            name: packed_step(model_config(size), images, texts, engine, world)
+            for name, texts in ours.items()
+        }
+        runs["open_clip, 64 tokens a caption"] = open_clip_step(size, images, full, machine)
+        lengths, text_lengths = (
+            torch.tensor([*map(len, part)]) for part in ([picture.pixels for picture in images], full)
+        )
+        flops = image_tower_flops(image_config(size), lengths, backward=True)
+        flops += text_tower_flops(text_config(size), size.width, text_lengths, backward=True)
+        tokens = int(lengths.sum()) + int(text_lengths.sum())
+        return rates(runs, number, tokens, flops, arguments.rounds, machine)
+
+
+def rates(
+    runs: dict[str, Callable[[], object]],
+    number: int,
+    tokens: int,
+    flops: float,
+    rounds: int,
+    machine: Machine,
+) -> list[dict[str, Any]]:
+    """A row for each; the first is ours."""
+    product, product_flops = turns.matrix_product(machine.device, machine.dtype)
+    timings = turns.take_turns({**runs, turns.PRODUCT: product}, rounds, machine.device)
+    peak = product_flops / timings.pop(turns.PRODUCT).seconds
+    print(f"{number} pairs or images, {tokens} real tokens; matrix product {peak / 1e9:.0f} GFLOP/s")
+    first = next(iter(timings.values())).seconds
+    return [
+        {
+            "name": name,
+            "images_per_second": number / timing.seconds,
+            "tokens_per_second": tokens / timing.seconds,
+            "times_the_first": timing.seconds / first,
+            "spread": timing.spread,
+            "share_of_peak": flops / timing.seconds / peak,
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def memory_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Peak memory of each tower's forward and backward."""
+    return [
+        {"name": contender.name, "peak_mib": turns.apart(tower_memory, arguments, contender.name) / MIB}
+        for contender in towers(arguments)
+    ]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    columns = list(rows[0])
+    print(f"\n| {' | '.join(column.replace('_', ' ') for column in columns)} |\n{'|---' * len(columns)}|")
+    for row in rows:
+        print(f"| {' | '.join(_cell(column, value) for column, value in row.items())} |")
+
+
+def _cell(column: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if column in ("spread", "share_of_peak"):
+        return f"{value:.0%}"
+    return f"{value:.2f}x" if column == "times_the_first" else f"{value:.4g}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=["image", "text", "step"])
+    parser.add_argument("--size", choices=list(SIZES), default="s16")
+    parser.add_argument("--case", choices=list(CASES), default="equal", help="of images")
+    parser.add_argument("--images", type=int, default=16, help="images, captions or pairs")
+    parser.add_argument("--forward", action="store_true", help="without a backward pass")
+    parser.add_argument("--compiled", action="store_true", help="timm compiled, too: minutes to compile")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each, after one to warm up")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the rows to this file, too")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

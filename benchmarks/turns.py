@@ -1,0 +1,101 @@
+"""Things that take turns in one process, so that whatever else the machine does falls on all alike."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+
+Found = TypeVar("Found")
+
+PRODUCT = "matrix product"
+"""What the machine itself does in its turn."""
+PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Of the matrices: large enough that a machine multiplies none faster."""
+
+
+class Timing(NamedTuple):
+    """What some turns took."""
+
+    seconds: float
+    """The median."""
+    spread: float
+    """The longest turn less the shortest, over the median."""
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, Timing]:
+    """Runs everything once to warm up, and then in turns.
+
+    Args:
+        runs: what to time, by name.
+        rounds: turns of each.
+        device: what has to be idle before the clock is read.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            elapsed = _elapsed(run, device)
+            if turn:
+                seconds[name].append(elapsed)
+    return {
+        name: Timing(statistics.median(times), (max(times) - min(times)) / statistics.median(times))
+        for name, times in seconds.items()
+    }
+
+
+def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+    """A large matrix product, and its floating-point operations."""
+    side = PRODUCT_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return lambda: left @ right, 2.0 * side**3
+
+
+def apart(function: Callable[..., Found], *arguments: object) -> Found:
+    """What a function of a module returns in a process of its own; its arguments must pickle."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes that a run takes at most, beyond those that are in use before it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    before = resident("VmRSS")
+    forget_high_water_mark()
+    run()
+    return resident("VmHWM") - before
+
+
+def resident(name: str) -> int:
+    """A figure of this process's memory in bytes, by its name in /proc/self/status."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def forget_high_water_mark() -> None:
+    """VmHWM starts anew from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _elapsed(run: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
