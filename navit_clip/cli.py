@@ -11,6 +11,7 @@ from navit_clip.errors import NavitClipError
 
 COMMANDS = {
     "train": ("training.train", "train a pair of towers on shards"),
+    "plan": ("training.plan.command", "memory, time, data and cost of a run on so many GPUs"),
     "eval": ("eval.evaluate", "zero-shot classification and retrieval"),
     "export": ("navit_clip.huggingface.export", "a trained model as a plain transformers folder"),
     "import": ("navit_clip.huggingface.importing", "SigLIP 2, SigLIP or open_clip weights as a model folder"),

@@ -97,7 +97,8 @@ def _siglip2(size: Size, pictures: Sequence[Picture], length: int, machine: Mach
         num_attention_heads=size.num_heads,
         patch_size=PATCH_SIZE,
     )
-    tower = Siglip2VisionModel(config).to(machine.device)
+    tower = Siglip2VisionModel(config)
+    tower.to(device=machine.device)  # pyright: ignore[reportCallIssue]
     patches, valid = (part.to(machine.device) for part in _padded(pictures, length))
     grids = torch.tensor([picture.shown_grid for picture in pictures], device=machine.device)
     return lambda: tower(patches, valid.int(), grids).pooler_output

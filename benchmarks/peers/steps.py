@@ -61,30 +61,30 @@ def open_clip_step(
 ) -> Callable[[], object]:
     """open_clip's on the same images, squares of one size, and captions padded to 64."""
     from open_clip.loss import SigLipLoss
-    from open_clip.model import CustomTextCLIP
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 
     side = pictures[0].grid[0] * PATCH_SIZE
     towers = CustomTextCLIP(
         embed_dim=size.width,
         init_logit_bias=-10,
-        vision_cfg={
-            "image_size": side,
-            "timm_model_name": TIMM_TOWERS[size.width],
-            "timm_model_pretrained": False,
-            "timm_pool": "map",
-            "timm_proj": "none",
-        },
-        text_cfg={
-            "context_length": CONTEXT_LENGTH,
-            "vocab_size": VOCABULARY,
-            "width": size.width,
-            "heads": size.num_heads,
-            "layers": size.depth,
-            "no_causal_mask": True,
-            "proj_bias": True,
-            "pool_type": "last",
-            "norm_kwargs": {"eps": 1e-6},
-        },
+        vision_cfg=CLIPVisionCfg(
+            image_size=side,
+            timm_model_name=TIMM_TOWERS[size.width],
+            timm_model_pretrained=False,
+            timm_pool="map",
+            timm_proj="none",
+        ),
+        text_cfg=CLIPTextCfg(
+            context_length=CONTEXT_LENGTH,
+            vocab_size=VOCABULARY,
+            width=size.width,
+            heads=size.num_heads,
+            layers=size.depth,
+            no_causal_mask=True,
+            proj_bias=True,
+            pool_type="last",
+            norm_kwargs={"eps": 1e-6},
+        ),
     ).to(machine.device)
     loss_function = SigLipLoss()
     flat = [parameter for parameter in towers.parameters() if parameter.ndim < 2]

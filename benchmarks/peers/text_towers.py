@@ -85,7 +85,8 @@ def _siglip2(size: Size, captions: Sequence[list[int]], machine: Machine) -> Cal
         bos_token_id=None,
         eos_token_id=1,
     )
-    tower = Siglip2TextModel(config).to(machine.device)
+    tower = Siglip2TextModel(config)
+    tower.to(device=machine.device)  # pyright: ignore[reportCallIssue]
     ids = padded_captions(captions).to(machine.device)
     mask = (torch.arange(CONTEXT_LENGTH) >= torch.tensor([[CONTEXT_LENGTH - len(c)] for c in captions])).int()
     mask = mask.to(machine.device)

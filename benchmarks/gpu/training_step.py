@@ -1,0 +1,85 @@
+"""Utilisation and memory of whole steps on batches as the b16 run draws them, from real tokens alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks import turns
+from benchmarks.gpu.batches import draw_batch
+from benchmarks.peers.contender import Machine
+from benchmarks.peers.steps import model_config
+from benchmarks.peers.workload import SIZES
+from navit_clip.batch import Batch
+from navit_clip.distributed import World
+from navit_clip.loss import LossConfig
+from navit_clip.model import ClipConfig, TwoTowers, choose_backend
+from training.engine import Engine, EngineConfig
+from training.gradient import accumulate_gradient
+from training.optimizer import OptimizerConfig, make_optimizer
+from training.utilisation import model_flops, peak_flops
+
+BATCHES, ROUNDS = 4, 8
+GIB = 2**30
+
+
+def step_rows(size: str) -> list[dict[str, Any]]:
+    """With and without activation checkpoints."""
+    machine = Machine.here()
+    choose_backend("auto", machine.device, machine.dtype)
+    plain = model_config(SIZES[size])
+    plain = replace(plain, image=replace(plain.image, biases=False), text=replace(plain.text, biases=False))
+    checkpointed = replace(
+        plain,
+        image=replace(plain.image, checkpoint_blocks=True),
+        text=replace(plain.text, checkpoint_blocks=True),
+    )
+    with World.join() as world:
+        batches = [draw_batch(machine, seed) for seed in range(BATCHES)]
+        return [
+            step_row(f"{size}, {name}", model, batches, machine, world)
+            for name, model in {"plain": plain, "checkpoints": checkpointed}.items()
+        ]
+
+
+def step_row(
+    name: str, model: ClipConfig, batches: list[Batch], machine: Machine, world: World
+) -> dict[str, Any]:
+    """Steps over different batches in turn, so that lengths and numbers of pairs change from step to step."""
+    torch.manual_seed(0)
+    optimizer_config = OptimizerConfig()
+    precision = "fp32" if machine.dtype == torch.float32 else "bf16"
+    towers = TwoTowers(model)
+    engine = Engine(
+        EngineConfig(precision=precision), towers, make_optimizer(optimizer_config, towers), world
+    )
+    turn = 0
+
+    def step() -> None:
+        nonlocal turn
+        batch = batches[turn % len(batches)]
+        turn += 1
+        accumulate_gradient(engine, [batch.to(world.device)], [len(batch)], LossConfig(), world)
+        engine.step(optimizer_config.learning_rate)
+
+    for _ in batches:
+        step()
+    compiled_before = _compiled()
+    seconds = turns.take_turns({name: step}, ROUNDS, machine.device)[name].seconds
+    memory = turns.peak_memory(step, machine.device)
+    flops = sum(model_flops(model, optimizer_config, batch) for batch in batches) / len(batches)
+    return {
+        "name": name,
+        "milliseconds": 1e3 * seconds,
+        "pairs_per_second": sum(map(len, batches)) / len(batches) / seconds,
+        "flops_utilisation": flops / seconds / peak_flops(machine.device, machine.dtype),
+        "activations_gib": memory / GIB,
+        "recompilations": _compiled() - compiled_before,
+    }
+
+
+def _compiled() -> int:
+    """Graphs that torch.compile has made so far in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]

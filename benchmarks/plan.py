@@ -1,0 +1,189 @@
+"""`navit-clip plan` beside what was measured: memory and step time for models, ZeRO stages and ranks.
+
+    python -m benchmarks.plan --size s16 --ranks 1 2
+
+Each case trains in processes of its own, one a rank, in fp32 on images of 224 px and captions of 16 tokens,
+through the training loop's own step. Memory is the most that rank 0 held beyond what it held before the model
+was made, in a run in which freed memory goes back at once; time is the median of a run that keeps it, after a
+step to warm up. The machine's rates are those that `--gpu this` takes, measured just before each case on as
+many threads as a rank has, by as many processes at once as there are ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.multiprocessing as multiprocessing
+from torch.multiprocessing.spawn import start_processes
+
+from benchmarks import turns
+from benchmarks.peers.steps import model_config, packed_step
+from benchmarks.peers.workload import CASES, PATCH_SIZE, SIZES, draw_captions, draw_pictures
+from navit_clip.data import DataConfig, ResolutionConfig
+from navit_clip.distributed import World
+from training.config import RunConfig
+from training.engine import EngineConfig
+from training.plan.hardware import Hardware, measured_here
+from training.plan.memory import memory_of
+from training.plan.step_time import step_time
+from training.plan.workload import draw_lengths, typical_sizes, workload_of
+
+MIB = 2**20
+CAPTION_TOKENS = 16
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""glibc's: large blocks are mapped one by one and unmapped when they are freed."""
+
+
+class Trial(NamedTuple):
+    """One case to measure, and what a rank of it does."""
+
+    size: str
+    stage: int
+    images: int
+    steps: int
+    threads: int
+
+
+class Found(NamedTuple):
+    """What rank 0 saw."""
+
+    memory: int
+    seconds: float
+    hardware: Hardware
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    print(f"torch {torch.__version__}, {arguments.size}, {arguments.images} images a rank and step, fp32\n")
+    columns = ("ranks", "ZeRO", "memory planned", "measured", "off by", "step planned", "measured", "off by")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for num_ranks in arguments.ranks:
+        for stage in arguments.stages:
+            threads = max(1, torch.get_num_threads() // num_ranks)
+            trial = Trial(arguments.size, stage, arguments.images, arguments.steps, threads)
+            held = measure(trial._replace(steps=2), num_ranks, RETURN_FREED).memory if arguments.memory else 0
+            found = measure(trial, num_ranks, {})
+            print(row(trial, num_ranks, held, found), flush=True)
+
+
+def row(trial: Trial, num_ranks: int, held: int, found: Found) -> str:
+    """Planned beside measured."""
+    config = run_config(trial)
+    workload = workload_of(
+        config, draw_lengths(config, typical_sizes()), config.data.tokens_per_batch, CAPTION_TOKENS
+    )
+    memory = memory_of(config, workload, num_ranks, device_type="cpu").peak
+    seconds = step_time(config, workload, num_ranks, found.hardware).total
+    return (
+        f"| {num_ranks} | {trial.stage} | {memory / MIB:.0f} MiB | {held / MIB:.0f} MiB "
+        f"| {memory / held - 1 if held else 0:+.0%} | {seconds:.2f} s | {found.seconds:.2f} s "
+        f"| {seconds / found.seconds - 1:+.0%} |"
+    )
+
+
+def run_config(trial: Trial) -> RunConfig:
+    """What `navit-clip plan` would be given."""
+    side = CASES["equal"].sides[0]
+    tokens = trial.images * (side // PATCH_SIZE) ** 2
+    resolution = ResolutionConfig(min_side=side, max_side=side, shape="square")
+    return RunConfig(
+        folder="",
+        pairs=10**6,
+        tokenizer="",
+        model=model_config(SIZES[trial.size]),
+        data=DataConfig(shards=["-"], resolution=resolution, tokens_per_batch=tokens),
+        engine=EngineConfig(precision="fp32", zero_stage=trial.stage),
+    )
+
+
+def measure(trial: Trial, num_ranks: int, environment: dict[str, str]) -> Found:
+    """Trains in processes of their own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    found = context.SimpleQueue()
+    with _surroundings({**environment, "OMP_NUM_THREADS": str(trial.threads)}):
+        ranks = start_processes(
+            train, (num_ranks, port, found, trial), nprocs=num_ranks, join=False, start_method="spawn"
+        )
+    assert ranks is not None  # they run beside this process
+    while not ranks.join():
+        pass
+    return found.get()
+
+
+def train(rank: int, num_ranks: int, port: int, found: Any, trial: Trial) -> None:
+    """One rank of a trial."""
+    place = {"RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_RANK": 0, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    torch.set_num_threads(trial.threads)
+    warnings.simplefilter("ignore")  # DeepSpeed's, of torch's newer names
+    config = run_config(trial)
+    with World.join() as world:
+        world.barrier()
+        hardware = measured_here(
+            (config.model.image.width, config.model.text.width), config.data.tokens_per_batch
+        )
+        small = make_step(trial._replace(size="tiny", images=1), rank, world)
+        small()  # what libraries set up once is no model's
+        del small
+        before = turns.resident("VmRSS")
+        turns.forget_high_water_mark()
+        step = make_step(trial, rank, world)
+        seconds = []
+        for _ in range(trial.steps):
+            world.barrier()
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
+        if rank == 0:
+            held = turns.resident("VmHWM") - before
+            found.put(Found(held, statistics.median(seconds[1:]), hardware))
+
+
+def make_step(trial: Trial, rank: int, world: World):
+    """The training loop's step on a rank's own noise."""
+    images = draw_pictures(CASES["equal"], trial.images, seed=rank)
+    captions = draw_captions(trial.images, CAPTION_TOKENS, seed=rank)
+    engine = EngineConfig(precision="fp32", zero_stage=trial.stage)
+    return packed_step(model_config(SIZES[trial.size]), images, captions, engine, world)
+
+
+@contextlib.contextmanager
+def _surroundings(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables that processes started inside inherit."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=list(SIZES), default="s16")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--images", type=int, default=4, help="pairs a rank and step")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="time alone")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

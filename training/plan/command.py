@@ -1,0 +1,143 @@
+"""`navit-clip plan`: memory, time, data and cost of a run on so many GPUs, before any of them is asked for.
+
+    navit-clip plan configs/run/b16.yaml --gpus 64 --gpu h100
+    navit-clip plan configs/run/b16.yaml model.from=configs/model/l16.yaml engine.zero_stage=2 --gpus 512
+
+The model, its assumptions and how near it came to what was measured: docs/scaling.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+from navit_clip.config import load_config
+from navit_clip.errors import ConfigError
+from training.config import RunConfig
+from training.plan.hardware import GIB, GPUS, Hardware, measured_here
+from training.plan.memory import Memory, count_weights, memory_of
+from training.plan.step_time import StepTime, step_time
+from training.plan.supply import supply_of
+from training.plan.workload import Workload, draw_lengths, typical_sizes, workload_of
+from training.utilisation import PEAKS
+
+STAGES = (0, 1, 2, 3)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the plan; the exit code is 0, also where the run does not fit, which it then says."""
+    arguments = _parser().parse_intermixed_args(argv)
+    # Shards may be anywhere: a plan reads none.
+    config = load_config(RunConfig, arguments.config, ["data.shards=[SHARDS]", *arguments.overrides])
+    if arguments.gpus < 1:
+        raise ConfigError(f"--gpus: expected at least 1, found {arguments.gpus}")
+    if arguments.caption_tokens < 1:
+        raise ConfigError(f"--caption-tokens: expected at least 1, found {arguments.caption_tokens}")
+    workload = workload_of(
+        config, draw_lengths(config, typical_sizes()), config.data.tokens_per_batch, arguments.caption_tokens
+    )
+    widths = (config.model.image.width, config.model.text.width)
+    hardware = GPUS.get(arguments.gpu) or measured_here(widths, config.data.tokens_per_batch)
+    print("\n".join(plan(config, workload, arguments.gpus, hardware)))
+    return 0
+
+
+def plan(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardware) -> list[str]:
+    """What the command says, line by line."""
+    engine, on = config.engine, _device_type(hardware)
+    memory = memory_of(config, workload, num_ranks, on)
+    time = step_time(config, workload, num_ranks, hardware)
+    pairs_per_step = engine.accumulation * workload.pairs * num_ranks
+    days = config.pairs / pairs_per_step * time.total / 86400
+    supply = supply_of(config, pairs_per_step / time.total, num_ranks, hardware)
+    budget = largest_budget(config, workload, num_ranks, hardware)
+    return [
+        f"{num_ranks} x {hardware.name}: {sum(count_weights(config)) / 1e6:.1f}M parameters, "
+        f"ZeRO {engine.zero_stage}, {engine.precision}, {config.data.tokens_per_batch} image tokens a batch, "
+        f"{engine.accumulation} a step",
+        "",
+        f"a batch      {workload.pairs:,.0f} pairs of {workload.image_tokens / workload.pairs:.1f} patches "
+        f"and {workload.caption_tokens} caption tokens; a step has {pairs_per_step:,.0f} pairs",
+        f"memory       {_gib(memory.peak)} of {_gib(hardware.memory)} a rank"
+        + ("" if memory.peak <= hardware.memory else ": DOES NOT FIT"),
+        f"budget       up to {budget:,} image tokens a batch fit" if budget else "budget       none fits",
+        f"a step       {time.total:.3g} s: towers {time.towers:.3g}, loss {time.loss:.3g}, "
+        f"exchange {time.exchange:.3g}, optimizer {time.optimizer:.3g}",
+        f"utilisation  {utilisation(time, hardware):.0%} of the peak on real tokens",
+        f"the run      {config.pairs:,} pairs: {days:,.2f} days, {24 * days * num_ranks:,.0f} GPU-hours, "
+        f"{config.pairs / pairs_per_step:,.0f} steps, {supply.images_per_second:,.0f} pairs/s",
+        f"data         {supply.cores_per_rank:.1f} cores a rank, {supply.storage_rate / 1e9:.2f} GB/s "
+        f"from storage; {supply.shards:,} shards to see each sample once, at least {supply.fewest_shards} "
+        "to feed all workers",
+        "",
+        "| ZeRO | weights | moments | gradients | activations | loss | buffers | peak | step |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_row(config, stage, workload, num_ranks, hardware) for stage in STAGES),
+    ]
+
+
+def utilisation(time: StepTime, hardware: Hardware) -> float:
+    """Model FLOP utilisation, as training's log lines count it."""
+    names = [name for name in PEAKS if name.lower() == hardware.name]
+    peak = PEAKS[names[0]] if names else hardware.product_rate
+    return time.model_flops / time.total / peak
+
+
+def largest_budget(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardware) -> int:
+    """The most image tokens a batch that fit a rank, in whole 1024s; 0 where not even those of one do."""
+
+    def fits(thousands: int) -> bool:
+        larger = workload_of(config, workload.lengths, 1024 * thousands, workload.caption_tokens)
+        return memory_of(config, larger, num_ranks, _device_type(hardware)).peak <= hardware.memory
+
+    low, high = 0, 1
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return 1024 * low
+
+
+def _row(config: RunConfig, stage: int, workload: Workload, num_ranks: int, hardware: Hardware) -> str:
+    offload = config.engine.offload_optimizer and stage > 0
+    staged = replace(config, engine=replace(config.engine, zero_stage=stage, offload_optimizer=offload))
+    memory: Memory = memory_of(staged, workload, num_ranks, _device_type(hardware))
+    parts = (
+        memory.weights,
+        memory.moments,
+        max(memory.gradients),
+        memory.activations,
+        memory.loss,
+        memory.buffers,
+    )
+    seconds = step_time(staged, workload, num_ranks, hardware).total
+    return f"| {stage} | {' | '.join(map(_gib, (*parts, memory.peak)))} | {seconds:.3g} s |"
+
+
+def _device_type(hardware: Hardware) -> str:
+    return "cpu" if hardware.name == "this" else "cuda"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="navit-clip plan", description="Memory, time, data and cost of a run, before it is started."
+    )
+    parser.add_argument("config", help="YAML of the run, such as configs/run/b16.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument("--gpus", type=int, default=8, help="ranks, one a GPU")
+    parser.add_argument(
+        "--gpu",
+        choices=[*GPUS, "this"],
+        default="h100",
+        help="this: the CPU here, measured now, a rank a process",
+    )
+    parser.add_argument(
+        "--caption-tokens", type=int, default=16, help="of a caption in the mean, its end token included"
+    )
+    return parser

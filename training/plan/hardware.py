@@ -1,0 +1,141 @@
+"""What machines do a second, by data sheets and published measurements, or as measured here and now."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from navit_clip.batch import offsets_of
+from navit_clip.model.attention import packed_attention
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """One rank's device and what joins it to others. Operations and bytes are a second's."""
+
+    name: str
+    product_rate: float
+    """Floating-point operations of large matrix products in the towers' precision, as they are reached."""
+    attention_rate: float
+    """Those of attention, forward and backward."""
+    loss_rate: float
+    """Those of fp32 matrix products, in which the loss is computed."""
+    memory_rate: float
+    """Bytes between memory and the device, as they are reached."""
+    memory: float
+    """Bytes that a run may use."""
+    node_size: int
+    """Ranks that the faster links join."""
+    node_rate: float
+    """Bytes between a rank and another of its node, one way."""
+    network_rate: float
+    """Bytes between a rank and another node's, one way, over the adapter that is its own."""
+    latency: float = 15e-6
+    """Seconds that an exchange takes at least."""
+    decode_rate: float = 700.0
+    """Images that one core decodes, resizes and cuts (an EPYC's: 640 to 1000, benchmarks/decode.py)."""
+
+
+REACHED = 0.75
+"""Of the data sheet's matrix-product rate: cuBLAS in bfloat16 on large matrices."""
+ATTENTION_REACHED = 0.35
+"""FlashAttention-2 on an H100, about 350 TFLOP/s of 989 (2407.08608, section 4)."""
+MEMORY_REACHED = 0.85
+NETWORK_REACHED = 0.85
+"""NCCL's bus bandwidth over that of the links, large messages."""
+USABLE = 0.92
+"""Of a GPU's memory: the context, NCCL's buffers and the allocator's gaps take the rest."""
+
+
+def _gpu(name: str, bf16: float, fp32: float, memory: float, gib: int, links: float) -> Hardware:
+    """A GPU in nodes of eight, each with an adapter of 400 Gb/s (H100 and H200) or 200 Gb/s (A100)."""
+    adapter = 25e9 if name == "a100" else 50e9
+    return Hardware(
+        name=name,
+        product_rate=REACHED * bf16,
+        attention_rate=ATTENTION_REACHED * bf16,
+        loss_rate=REACHED * fp32,
+        memory_rate=MEMORY_REACHED * memory,
+        memory=USABLE * gib * GIB,
+        node_size=8,
+        node_rate=NETWORK_REACHED * links / 2,
+        network_rate=NETWORK_REACHED * adapter,
+    )
+
+
+GPUS = {
+    # NVIDIA's data sheets, SXM: dense bfloat16, fp32, memory bandwidth, memory, NVLink both ways.
+    "a100": _gpu("a100", 312e12, 19.5e12, 2.039e12, 80, 600e9),
+    "h100": _gpu("h100", 989e12, 67e12, 3.35e12, 80, 900e9),
+    "h200": _gpu("h200", 989e12, 67e12, 4.8e12, 141, 900e9),
+}
+
+
+def measured_here(widths: tuple[int, ...], tokens: int) -> Hardware:
+    """This machine's CPU, with as many threads as torch uses now, a rank a process.
+
+    Args:
+        widths: of the towers: products are those of their MLPs, whose rate depends on the width.
+        tokens: rows of the products, as many as a batch has.
+    """
+    rates = [_product_rate(width, tokens) for width in widths]
+    product_rate = sum(rates) / len(rates)
+    memory_rate = _memory_rate()
+    return Hardware(
+        name="this",
+        product_rate=product_rate,
+        attention_rate=_attention_rate(),
+        loss_rate=product_rate,
+        memory_rate=memory_rate,
+        memory=float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")),
+        node_size=os.cpu_count() or 1,
+        node_rate=memory_rate / 4,  # through sockets: copied out and in, read and written each time
+        network_rate=memory_rate / 4,
+    )
+
+
+def _product_rate(width: int, tokens: int) -> float:
+    """Of the forward and both backward products of a layer of [width, 4 width], in turn."""
+    rows, weight = torch.randn(tokens, width), torch.randn(4 * width, width)
+    upstream = torch.randn(tokens, 4 * width)
+
+    def three() -> None:
+        _ = rows @ weight.T
+        _ = upstream @ weight
+        _ = upstream.T @ rows
+
+    return 3 * 2.0 * tokens * width * 4 * width / _seconds(three)
+
+
+def _attention_rate(images: int = 8, length: int = 196, heads: int = 6, head_dim: int = 64) -> float:
+    """Of images of 196 patches, forward and backward."""
+    offsets = offsets_of([length] * images)
+    query, key, value = (torch.randn(images * length, heads, head_dim, requires_grad=True) for _ in "qkv")
+
+    def both() -> None:
+        packed_attention(query, key, value, offsets, length).sum().backward()
+
+    return 3 * 4.0 * images * heads * length**2 * head_dim / _seconds(both)
+
+
+def _memory_rate(numbers: int = 2**24) -> float:
+    """Of adding two long vectors: two are read and one is written."""
+    left, right, total = (torch.ones(numbers) for _ in range(3))
+    return 3 * 4.0 * numbers / _seconds(lambda: torch.add(left, right, out=total))
+
+
+def _seconds(run: Callable[[], object], turns: int = 5) -> float:
+    """The median of a few turns, after one to warm up."""
+    run()
+    elapsed = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        run()
+        elapsed.append(time.perf_counter() - start)
+    return sorted(elapsed)[turns // 2]
