@@ -36,8 +36,8 @@ def draws_of(batch):
         yield key, digest.digest()
 
 
-def draws_on_all_ranks(shards, ranks, workers):
-    """How often each draw came, when every rank is well past the epochs looked at."""
+def draws_on_all_ranks(shards, ranks, workers, epochs=EPOCHS + 1):
+    """Every (key, draw) in the order of its coming, rank after rank, each rank well past `epochs` epochs."""
     config = DataConfig(
         shards=[str(shards)],
         other_captions={"json.classname": 1.0},
@@ -47,37 +47,33 @@ def draws_on_all_ranks(shards, ranks, workers):
         lookahead=8,
         num_workers=workers,
     )
-    draws = Counter()
     for rank in range(ranks):
         loader = TrainLoader(config, small_tokenizer(), 16, 16, seed=0, rank=rank, world_size=ranks)
         for batch in loader:
-            draws.update(draws_of(batch))
-            if loader.epoch >= EPOCHS + 1:
+            yield from draws_of(batch)
+            if loader.epoch >= epochs:
                 break
-    return draws
 
 
 @cache
-def epochs_of_draws(shards):
-    """From one uninterrupted stream, in which a key comes for the n-th time in the n-th epoch."""
-    draws = draws_on_all_ranks(shards, 1, 0)
-    times = Counter()
-    epochs = {}
-    for key, digest in draws:  # in the order of their first coming
-        epochs[key, digest] = times[key]
+def reference_draws(shards):
+    """From one uninterrupted stream, in which a key comes for the n-th time in the n-th epoch.
+
+    What `EPOCHS` epochs draw, and what many more do: a draw may come again by chance.
+    """
+    times, first, all_draws = Counter(), Counter(), Counter()
+    for key, digest in draws_on_all_ranks(shards, 1, 0, epochs=EPOCHS + 4):
         times[key] += 1
-    assert set(draws.values()) == {1}
-    assert min(times.values()) >= EPOCHS
-    return epochs, set(times)
+        all_draws[key, digest] += 1
+        first[key, digest] += times[key] <= EPOCHS
+    assert min(times.values()) >= EPOCHS + 3
+    return first, all_draws
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_every_good_key_once_an_epoch_with_the_same_draws(real_shards, ranks, workers):
-    epochs, keys = epochs_of_draws(real_shards)
-    draws = draws_on_all_ranks(real_shards, ranks, workers)
-    assert set(draws.values()) == {1}, "no draw comes twice"
-    for epoch in range(EPOCHS):
-        found = Counter(key for key, digest in draws if epochs.get((key, digest)) == epoch)
-        assert set(found) == keys
-        assert set(found.values()) == {1}
+    first, all_draws = reference_draws(real_shards)
+    draws = Counter(draws_on_all_ranks(real_shards, ranks, workers))
+    assert first <= draws, "none is lost"
+    assert draws <= all_draws, "none comes twice, or in another epoch's place"
