@@ -51,7 +51,9 @@ class ClassSpace:
             ConfigError: they are not as many as the columns.
         """
         if len(names) != len(self.prompts):
-            raise ConfigError(f"class_names: expected {len(self.prompts)}, one a column of scores, found {len(names)}")
+            raise ConfigError(
+                f"class_names: expected {len(self.prompts)}, one a column of scores, found {len(names)}"
+            )
         classes = tuple(names) if self.classes == self.prompts else self.classes
         return replace(self, classes=classes, prompts=tuple(names))
 

@@ -61,7 +61,9 @@ class TaskConfig:
         if any(tokens < 1 for tokens in self.cost_tokens):
             raise ConfigError(f"cost_tokens: expected at least 1 each, found {self.cost_tokens}")
         if self.cost_tokens and self.task != "zeroshot_classification":
-            raise ConfigError(f"cost_tokens: costs are measured on zeroshot_classification, found {self.task}")
+            raise ConfigError(
+                f"cost_tokens: costs are measured on zeroshot_classification, found {self.task}"
+            )
 
     @property
     def name(self) -> str:

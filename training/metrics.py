@@ -132,8 +132,8 @@ def _memory(device: torch.device) -> float:
 def samples_row(loader: TrainLoader, world: World) -> dict[str, Any]:
     """What became of the samples so far, on all ranks, which call it together: in all, and by source.
 
-    `samples_per_epoch` is what `data.images_per_epoch` should say: good and bad ones, from as much of the data
-    as has been read.
+    `samples_per_epoch` is what `data.images_per_epoch` should say: good and bad ones, by as much of the
+    data as has been read.
     """
     ranks = world.gather_objects(loader.source_counts)
     epoch = sum(world.gather_objects(loader.epoch)) / world.size
@@ -214,8 +214,8 @@ class Recorder:
         planned, found = self._images_per_epoch, row["samples_per_epoch"]
         if self._epochs > epochs and planned and abs(found - planned) > MOST_OFF * planned:
             self.say(
-                f"data.images_per_epoch: expected about {found:.0f}, as many as an epoch had, found {planned}: "
-                f"schedules over images seen count {planned / found:.2g} for each"
+                f"data.images_per_epoch: expected about {found:.0f}, as many as an epoch had, found "
+                f"{planned}: schedules over images seen count {planned / found:.2g} for each"
             )
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:

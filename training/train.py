@@ -179,8 +179,8 @@ def _check_folder(run: Path) -> None:
 def _check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise ConfigError(
-            f"model.text.vocab_size: expected at least {tokenizer.vocab_size}, the tokens of {config.tokenizer}, "
-            f"found {config.model.text.vocab_size}"
+            f"model.text.vocab_size: expected at least {tokenizer.vocab_size}, the tokens of "
+            f"{config.tokenizer}, found {config.model.text.vocab_size}"
         )
 
 

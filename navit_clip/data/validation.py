@@ -71,8 +71,8 @@ def validation_batches(
     num_tokens = tokens_of_side(config.side, patch_size)
     if num_tokens > config.tokens_per_batch:
         raise ConfigError(
-            f"validation.data.tokens_per_batch: expected at least {num_tokens}, the patches of one image of side "
-            f"{config.side} (patch size {patch_size}), found {config.tokens_per_batch}"
+            f"validation.data.tokens_per_batch: expected at least {num_tokens}, the patches of one image of "
+            f"side {config.side} (patch size {patch_size}), found {config.tokens_per_batch}"
         )
     faults = Faults() if faults is None else faults
     packer: Packer[Pair] = Packer(config.tokens_per_batch, lookahead=1)

@@ -46,7 +46,9 @@ class TransformerConfig:
         if self.norm_eps <= 0:
             raise ConfigError(f"norm_eps: expected above 0, found {self.norm_eps}")
         if self.width % self.num_heads:
-            raise ConfigError(f"num_heads: expected a divisor of width, which is {self.width}, found {self.num_heads}")
+            raise ConfigError(
+                f"num_heads: expected a divisor of width, which is {self.width}, found {self.num_heads}"
+            )
 
 
 class Transformer(nn.Module):

@@ -57,7 +57,9 @@ def test_bad_samples_are_counted_and_skipped(tmp_path):
 
 
 def test_an_image_that_fits_no_batch_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"^validation\.data\.tokens_per_batch: expected at least 64, .* found 63"):
+    with pytest.raises(
+        ConfigError, match=r"^validation\.data\.tokens_per_batch: expected at least 64, .* found 63"
+    ):
         batches([str(tmp_path)], tokens_per_batch=63)
 
 

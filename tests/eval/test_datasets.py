@@ -114,7 +114,9 @@ def test_folder_of_class_folders(tmp_path):
     assert data.space.classes == ("anchor", "car side")
     assert data.samples.keys == ["anchor/0.PNG", "car_side/0.PNG", "car_side/1.PNG"]
     assert labels(data.samples) == [0, 1, 1]
-    with pytest.raises(ConfigError, match="class_names: expected 2, one for each class folder of .*, found 3"):
+    with pytest.raises(
+        ConfigError, match=r"class_names: expected 2, one for each class folder of .*, found 3"
+    ):
         open_classified(str(tmp_path), "test", "cls", ["a", "b", "c"])
     (tmp_path / "anchor" / "0.PNG").unlink()
     with pytest.raises(SampleError, match="unreadable file"):

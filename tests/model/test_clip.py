@@ -135,7 +135,7 @@ def test_a_caption_longer_than_the_context_is_refused():
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(ConfigError, match="^num_heads: expected a divisor of width, which is 32, found 3"):
+    with pytest.raises(ConfigError, match=r"^num_heads: expected a divisor of width, which is 32, found 3"):
         ImageTowerConfig(width=32, num_heads=3)
 
 
