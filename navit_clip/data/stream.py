@@ -69,7 +69,7 @@ class DataConfig:
     """Most caption tokens in a batch; 0 for any number. Where this binds, the budget is not filled."""
     lookahead: int = 64
     """Images that may wait for a batch with a gap of their size. None lets more batches go by than this, and
-    4 more with exact_fill; with resolution.same_in_batch, 2 lookahead + 1 for each of its numbers, likewise."""
+    4 more with exact_fill; with resolution.same_in_batch, 2 lookahead + 1 for each of its numbers."""
     images_per_epoch: int = 0
     """Images in the data set, by which schedules over images seen tell how far training has come; a run
     without such a schedule leaves it at 0."""
@@ -135,7 +135,7 @@ class DataConfig:
         smallest, largest = self.resolution.smallest(patch_size), self.resolution.largest(patch_size)
         if self.drop.kind == "by_length" and smallest == largest:
             raise ConfigError(
-                f"data.drop.kind: by_length is for images of different lengths, found all of {largest} patches"
+                f"data.drop.kind: by_length is for different lengths, found all images of {largest} patches"
             )
         most = max(
             num_kept(number, self.drop.least_rate(self.length_share(number, patch_size)))
@@ -143,8 +143,8 @@ class DataConfig:
         )
         if most > self.tokens_per_batch:
             raise ConfigError(
-                f"data.tokens_per_batch: expected at least {most}, which may stay of one image of {largest} patches "
-                f"(data.resolution, data.drop; patch size {patch_size}), found {self.tokens_per_batch}"
+                f"data.tokens_per_batch: expected at least {most}, which may stay of one image of {largest} "
+                f"patches (data.resolution, data.drop; patch size {patch_size}), found {self.tokens_per_batch}"
             )
         if 0 < self.max_text_tokens < context_length:
             raise ConfigError(

@@ -182,7 +182,7 @@ def test_exact_filling_changes_the_patches_of_one_image_a_batch(shards, draws, s
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_images_seen_are_as_many_as_have_come(tmp_path, monkeypatch, ranks):
-    """What schedules go by, beside a count: alike at the end of each epoch, and in between never one apart."""
+    """What schedules go by, beside a count: alike at the end of each epoch, never one apart in between."""
     planned = []
     rate = DropConfig.draw_rate
     monkeypatch.setattr(
@@ -484,7 +484,7 @@ def test_the_size_of_the_data_set_is_of_no_use_without_a_schedule(shards):
 
 def test_lengths_that_are_all_alike_are_an_error_where_rates_go_by_them(shards):
     fixed = ResolutionConfig(min_side=80, max_side=80)
-    with pytest.raises(ConfigError, match=r"^data\.drop\.kind: by_length .* found all of 100 patches"):
+    with pytest.raises(ConfigError, match=r"^data\.drop\.kind: by_length .* found all images of 100 patches"):
         loader(shards, resolution=fixed, **BY_LENGTH)
 
 
