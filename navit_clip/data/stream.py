@@ -144,7 +144,7 @@ class DataConfig:
         if most > self.tokens_per_batch:
             raise ConfigError(
                 f"data.tokens_per_batch: expected at least {most}, which may stay of one image of {largest} "
-                f"patches (data.resolution, data.drop; patch size {patch_size}), found {self.tokens_per_batch}"
+                f"patches (data.resolution, drop; patch size {patch_size}), found {self.tokens_per_batch}"
             )
         if 0 < self.max_text_tokens < context_length:
             raise ConfigError(
