@@ -25,16 +25,15 @@ part() { # NAME SECONDS COMMAND...: one part, which may fail without ending the 
 failed=()
 rm -f "$OUT"/*.json
 "$PYTHON" -m benchmarks.gpu missing
-sizes=($("$PYTHON" -m benchmarks.gpu sizes)) || exit 1
-images=64 && [ "${sizes[0]}" = tiny ] && images=4
+if nvidia-smi -L >/dev/null 2>&1 && [ "${CUDA_VISIBLE_DEVICES-all}" ]; then
+    sizes=(b16 l16) peers=(--images 64 --rounds 5 --compiled)
+else
+    sizes=(tiny) peers=(--images 4)
+fi
 [ "${SKIP_TESTS:-}" ] || part tests 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests
-part kernels 60 "$PYTHON" -m benchmarks.gpu kernels --json "$OUT/kernels.json"
-for size in "${sizes[@]}"; do
-    part "step-$size" 90 "$PYTHON" -m benchmarks.gpu step --size "$size" --json "$OUT/step-$size.json"
-done
-part overlap 60 "$PYTHON" -m benchmarks.gpu overlap --size "${sizes[0]}" --json "$OUT/overlap.json"
-part peers 120 "$PYTHON" -m benchmarks.peers image --size "${sizes[0]}" --case mixed --images "$images" \
-    --rounds 5 ${images:+$([ $images = 64 ] && echo --compiled)} --json "$OUT/peers.json"
+part run 240 "$PYTHON" -m benchmarks.gpu run "$OUT" "${sizes[@]}"
+part peers 120 "$PYTHON" -m benchmarks.peers image --size "${sizes[0]}" --case mixed "${peers[@]}" \
+    --json "$OUT/peers.json"
 "$PYTHON" -m benchmarks.gpu table "$OUT"
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}"

@@ -1,51 +1,56 @@
-"""`python -m benchmarks.gpu PART`: one part of benchmarks/gpu.sh, or the table of all.
-
-Parts import what they need themselves, so that a machine that lacks a package runs the others.
-"""
+"""`python -m benchmarks.gpu PART`: what benchmarks/gpu.sh calls, and the table of all that was found."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+import sys
+import traceback
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 ROOT = Path(__file__).parent.parent.parent
 GROUPS = ("dependencies", "dev", "peers")
 
 
-def main() -> None:
+def main() -> int:
     arguments = _parser().parse_args()
     if arguments.part == "missing":
         print("\n".join(missing()))
-    elif arguments.part == "sizes":
-        print("b16 l16" if torch.cuda.is_available() else "tiny")
     elif arguments.part == "table":
         print(table(arguments.folder))
     else:
-        rows = run(arguments)
-        print(json.dumps(rows, indent=2))
-        if arguments.json:
-            arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        return run(arguments.folder, arguments.sizes)
+    return 0
 
 
-def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one part."""
-    if arguments.part == "kernels":
-        from benchmarks.gpu.kernels import kernel_rows
-
-        return kernel_rows()
-    if arguments.part == "step":
-        from benchmarks.gpu.training_step import step_rows
-
-        return step_rows(arguments.size)
+def run(folder: Path, sizes: list[str]) -> int:
+    """Kernels, steps and a run with its loader, a JSON file each; one that fails does not end the others."""
+    from benchmarks.gpu.kernels import kernel_rows
     from benchmarks.gpu.overlap import overlap_rows
+    from benchmarks.gpu.training_step import step_rows
+    from navit_clip.distributed import World
 
-    return overlap_rows(arguments.size)
+    failed = 0
+    with World.join() as world:
+        parts: dict[str, Callable[[], list[dict[str, Any]]]] = {"kernels": kernel_rows}
+        for size in sizes:
+            parts[f"step-{size}"] = lambda size=size: step_rows(size, world)
+        parts["overlap"] = lambda: overlap_rows(sizes[0], world)
+        for name, rows_of in parts.items():
+            try:
+                rows = rows_of()
+            except Exception:
+                traceback.print_exc()
+                print(f"FAILED: {name}")
+                failed += 1
+                continue
+            (folder / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
+            print(name, json.dumps(rows, indent=2), flush=True)
+    return 1 if failed else 0
 
 
 def missing() -> list[str]:
@@ -84,12 +89,11 @@ def _installed(name: str) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("part", choices=["missing", "sizes", "kernels", "step", "overlap", "table"])
-    parser.add_argument("folder", nargs="?", type=Path, help="of JSON files, for the table")
-    parser.add_argument("--size", default="tiny", help="of both towers")
-    parser.add_argument("--json", type=Path, help="write the rows to this file, too")
+    parser.add_argument("part", choices=["missing", "run", "table"])
+    parser.add_argument("folder", nargs="?", type=Path, help="where JSON files go, or are")
+    parser.add_argument("sizes", nargs="*", help="of both towers")
     return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,7 @@ SIDE = {"cuda": 400, "cpu": 64}
 BUDGET = {"cuda": 65536, "cpu": 256}
 
 
-def overlap_rows(size: str) -> list[dict[str, Any]]:
+def overlap_rows(size: str, world: World) -> list[dict[str, Any]]:
     """A short run of the project's own command, and what its log says of waiting."""
     machine = Machine.here()
     on = machine.device.type
@@ -38,8 +38,7 @@ def overlap_rows(size: str) -> list[dict[str, Any]]:
         folder = Path(name)
         write_samples(folder, SAMPLES[on], SIDE[on])
         config = run_config(folder, size, on)
-        with World.join() as world:
-            run_training(config, world)
+        run_training(config, world)
         rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["kind"] == "train"][-1]  # the first starts workers and kernels
     names = ("data_wait", "pairs_per_second", "flops_utilisation", "fill")

@@ -25,7 +25,7 @@ BATCHES, ROUNDS = 4, 8
 GIB = 2**30
 
 
-def step_rows(size: str) -> list[dict[str, Any]]:
+def step_rows(size: str, world: World) -> list[dict[str, Any]]:
     """With and without activation checkpoints."""
     machine = Machine.here()
     choose_backend("auto", machine.device, machine.dtype)
@@ -36,12 +36,11 @@ def step_rows(size: str) -> list[dict[str, Any]]:
         image=replace(plain.image, checkpoint_blocks=True),
         text=replace(plain.text, checkpoint_blocks=True),
     )
-    with World.join() as world:
-        batches = [draw_batch(machine, seed) for seed in range(BATCHES)]
-        return [
-            step_row(f"{size}, {name}", model, batches, machine, world)
-            for name, model in {"plain": plain, "checkpoints": checkpointed}.items()
-        ]
+    batches = [draw_batch(machine, seed) for seed in range(BATCHES)]
+    return [
+        step_row(f"{size}, {name}", model, batches, machine, world)
+        for name, model in {"plain": plain, "checkpoints": checkpointed}.items()
+    ]
 
 
 def step_row(
