@@ -103,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model",
         required=True,
-        help="a run, a checkpoint or a model folder; a Hugging Face folder (CLIP, SigLIP, SigLIP 2); or "
-        "open_clip:NAME[,PRETRAINED|FILE]",
+        help="a run, a checkpoint or a model folder; a Hugging Face folder (CLIP, SigLIP, SigLIP 2, export); "
+        "or open_clip:NAME[,PRETRAINED|FILE]",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--suite", help="YAML of tasks, such as configs/eval/stamps.yaml")

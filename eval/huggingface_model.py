@@ -1,7 +1,7 @@
-"""Hugging Face folders as evaluation takes them: CLIP, SigLIP and SigLIP 2.
+"""Hugging Face folders as evaluation takes them: CLIP, SigLIP, SigLIP 2, and what `navit-clip export` writes.
 
-A `siglip2` folder (SigLIP 2 NaFlex, and what `navit-clip export` writes) runs packed, in our towers. CLIP
-and SigLIP (and SigLIP 2 at a fixed size, which is `siglip`, too) run as transformers runs them.
+SigLIP 2 NaFlex and our exports of either format run packed, in our towers; the code that lies in an export is
+not run. CLIP and SigLIP (and SigLIP 2 at a fixed size, which is `siglip`, too) run as transformers runs them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from eval.fixed_size import TransformPreparation, autocast, refuse_packed_settin
 from eval.image_config import ImageConfig
 from eval.model import JudgedModel, PackedModel
 from navit_clip.errors import CheckpointError
-from navit_clip.huggingface.siglip2 import clip_config, clip_weights
-from navit_clip.model import TwoTowers
-from navit_clip.tokenizer import load_tokenizer
+from navit_clip.huggingface.importing import import_folder
+from navit_clip.huggingface.own_architecture import MODEL_TYPE
+from navit_clip.huggingface.quiet import quiet_transformers
 
 CONFIG_FILE = "config.json"
-WHOLE = ("clip", "siglip", "siglip2")
+PACKED, SQUARE = ("siglip2", MODEL_TYPE), ("clip", "siglip")
 """Model types with both towers."""
-ONE_TOWER = ("clip_text", "clip_vision", "siglip_text", "siglip_vision", "siglip2_text", "siglip2_vision")
 
 
 def load_huggingface(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> JudgedModel:
@@ -39,14 +38,16 @@ def load_huggingface(folder: Path, name: str, device: torch.device, dtype: torch
         CheckpointError: the folder's model is of another kind, lacks a tower, or cannot be read.
     """
     kind = _kind(folder)
-    if kind.removesuffix("_model") in ONE_TOWER:
-        missing = "image" if "text" in kind else "text"
-        raise CheckpointError(f"{folder}: a {kind} has no {missing} tower; zero-shot evaluation needs both")
-    if kind not in WHOLE:
-        raise CheckpointError(f"{folder}: expected a model of type {', '.join(WHOLE)}, found {kind!r}")
-    if kind == "siglip2":
+    if kind in PACKED:
         return _load_packed(folder, name, device, dtype)
-    return SquareModel(folder, kind, name, device, dtype)
+    if kind in SQUARE:
+        return SquareModel(folder, kind, name, device, dtype)
+    whole, _, tower = kind.removesuffix("_model").rpartition("_")
+    if whole in (*PACKED, *SQUARE) and tower in ("text", "vision"):
+        missing = "image" if tower == "text" else "text"
+        raise CheckpointError(f"{folder}: a {kind} has no {missing} tower; zero-shot evaluation needs both")
+    expected = ", ".join((*SQUARE, *PACKED))
+    raise CheckpointError(f"{folder}: expected a model of type {expected}, found {kind!r}")
 
 
 class SquareModel:
@@ -115,29 +116,10 @@ class ImageProcessing:
 
 
 def _load_packed(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> PackedModel:
-    from transformers import Siglip2Model
-
-    try:
-        siglip2 = Siglip2Model.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot read it: {error}") from error
-    config = clip_config(siglip2.config)
-    with torch.device("meta"):
-        model = TwoTowers(config)
-    model.load_state_dict(clip_weights(siglip2.state_dict(), config), assign=True)
+    with quiet_transformers():
+        model, tokenizer = import_folder(folder).loaded
     model.to(device).compute_dtype = dtype
-    tokenizer = load_tokenizer(folder)
-    padding = None if _pads_on_the_left(folder) else siglip2.config.get_text_config().pad_token_id
-    return PackedModel(model, tokenizer, name, str(folder), attended_padding=padding)
-
-
-def _pads_on_the_left(folder: Path) -> bool:
-    """Whether the tokenizer was saved so: then the tower masks padding, and packed captions equal it.
-
-    Google's text towers were trained on captions padded on the right, the padding attended.
-    """
-    path = folder / "tokenizer_config.json"
-    return path.is_file() and json.loads(path.read_text()).get("padding_side") == "left"
+    return PackedModel(model, tokenizer, name, str(folder))
 
 
 def _kind(folder: Path) -> str:

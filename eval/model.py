@@ -91,8 +91,6 @@ class PackedModel:
         tokenizer: its own.
         name: what was asked for.
         pretrained: which weights these are.
-        attended_padding: pads every caption to the context length with this id, as a model wants that was
-            trained so; without, captions cost what they have.
     """
 
     def __init__(
@@ -101,7 +99,6 @@ class PackedModel:
         tokenizer: Tokenizer,
         name: str = "",
         pretrained: str = "",
-        attended_padding: int | None = None,
     ):
         self.name = name
         self.pretrained = pretrained
@@ -111,7 +108,6 @@ class PackedModel:
         self.precision = str(model.compute_dtype).removeprefix("torch.")
         self._model = model
         self._tokenizer = tokenizer
-        self._padding = attended_padding
 
     def preparation(self, config: ImageConfig) -> PackedPreparation:
         image = self._model.config.image
@@ -121,11 +117,7 @@ class PackedModel:
         return self._model.encode_images(pack.to(self._device)).float()
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
-        length = self._model.config.text.context_length
-        ids = self._tokenizer.encode(captions, length)
-        if self._padding is None:
-            return ids
-        return [[*caption, *[self._padding] * (length - len(caption))] for caption in ids]
+        return self._tokenizer.encode(captions, self._model.config.text.context_length)
 
     def encode_captions(self, ids: list[list[int]]) -> Float[Tensor, "captions dim"]:
         captions = Captions.pack(ids, identity=[0] * len(ids))  # which captions are equal matters to losses

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from eval import objectnet
+from eval import imagenet_flat, objectnet
 from eval.class_space import ClassSpace
 from eval.datasets import ClassifiedSamples
 from eval.imagenet import MAPS, class_names, real_labels, subset, synsets
@@ -40,6 +40,8 @@ class OfficialLayout:
     """Class folders that belong to the data set and are not judged."""
     border: int = 0
     """Pixels to cut off on each side of every image."""
+    is_flat: bool = False
+    """Whether the images may lie in one folder, with a list; see `eval.imagenet_flat`."""
     accepted: Callable[[], Mapping[str, tuple[int, ...]]] | None = None
     """Labels by file name, where they are others than the class folders say."""
 
@@ -56,13 +58,12 @@ def open_official(name: str, root: Path, incomplete: bool) -> ClassifiedSamples:
         DataError: it is not there, has a class folder that is none of its own, or is incomplete.
     """
     layout = OFFICIAL[name]()
-    folder = _class_root(name, root, layout)
-    found = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    known = set(layout.class_folders)
-    if extra := sorted(found - known - layout.other_folders):
-        raise DataError(f"{folder}: {name} has no class {_listed(extra)}; is this another data set?")
-    absent = [class_folder for class_folder in layout.class_folders if class_folder not in found]
-    samples = class_folder_samples(folder, layout.class_folders)
+    flat = imagenet_flat.find_images([root / place for place in layout.places]) if layout.is_flat else None
+    if flat is not None:
+        folder, samples, absent = flat, imagenet_flat.flat_samples(flat, root, layout.class_folders), []
+    else:
+        folder = _class_root(name, root, layout)
+        samples, absent = _in_class_folders(name, folder, layout)
     missing = _missing(name, layout, absent, len(samples))
     if missing and not incomplete:
         raise DataError(f"{folder}: {missing}; incomplete: true judges what is there, and marks the result")
@@ -86,6 +87,16 @@ def open_official(name: str, root: Path, incomplete: bool) -> ClassifiedSamples:
     )
 
 
+def _in_class_folders(name: str, folder: Path, layout: OfficialLayout) -> tuple[FileSamples, list[str]]:
+    """The images, and which class folders are not there."""
+    found = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    known = set(layout.class_folders)
+    if extra := sorted(found - known - layout.other_folders):
+        raise DataError(f"{folder}: {name} has no class {_listed(extra)}; is this another data set?")
+    absent = [class_folder for class_folder in layout.class_folders if class_folder not in found]
+    return class_folder_samples(folder, layout.class_folders), absent
+
+
 def _class_root(name: str, root: Path, layout: OfficialLayout) -> Path:
     """The folder that holds the class folders."""
     known = {*layout.class_folders, *layout.other_folders}
@@ -94,6 +105,11 @@ def _class_root(name: str, root: Path, layout: OfficialLayout) -> Path:
         if folder.is_dir() and any(path.name in known for path in folder.iterdir() if path.is_dir()):
             return folder
     looked = ", ".join(str(root / place) for place in layout.places)
+    if layout.is_flat and (root / imagenet_flat.ARCHIVE).is_file():
+        raise DataError(
+            f"{name}: {root / imagenet_flat.ARCHIVE} is not unpacked; expected its images in {root / 'val'}: "
+            f"mkdir val && tar -xf {imagenet_flat.ARCHIVE} -C val"
+        )
     raise DataError(
         f"{name}: no class folder such as {layout.class_folders[0]} in {looked}; docs/evaluation.md says how "
         "to get the data set"
@@ -114,7 +130,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _imagenet(num_images: int, *places: str, real: bool = False) -> OfficialLayout:
+def _imagenet(num_images: int, *places: str, flat: bool = False, real: bool = False) -> OfficialLayout:
     return OfficialLayout(
         class_folders=synsets(),
         space=ClassSpace.plain(class_names()),
@@ -125,6 +141,7 @@ def _imagenet(num_images: int, *places: str, real: bool = False) -> OfficialLayo
             else "the label among 1000 classes"
         ),
         places=("", *places),
+        is_flat=flat,
         accepted=real_labels if real else None,
     )
 
@@ -193,9 +210,12 @@ def _imagenette() -> OfficialLayout:
     )
 
 
+VALIDATION = ("val", "ILSVRC/Data/CLS-LOC/val")
+"""Where ILSVRC's validation images are, unpacked by hand or by Kaggle's archive."""
+
 OFFICIAL: Mapping[str, Callable[[], OfficialLayout]] = {
-    "imagenet1k": cache(lambda: _imagenet(50_000, "val", "ILSVRC/Data/CLS-LOC/val")),
-    "imagenet1k-real": cache(lambda: _imagenet(50_000, "val", "ILSVRC/Data/CLS-LOC/val", real=True)),
+    "imagenet1k": cache(lambda: _imagenet(50_000, *VALIDATION, flat=True)),
+    "imagenet1k-real": cache(lambda: _imagenet(50_000, *VALIDATION, flat=True, real=True)),
     "imagenetv2-matched-frequency": cache(lambda: _imagenet_v2("matched-frequency")),
     "imagenetv2-threshold0.7": cache(lambda: _imagenet_v2("threshold0.7")),
     "imagenetv2-top-images": cache(lambda: _imagenet_v2("top-images")),

@@ -59,13 +59,19 @@ def draw_curves(rows: Sequence[dict[str, Any]]) -> list[Drawing]:
     train = [row for row in rows if row["kind"] == "train"]
     validation = [row for row in rows if row["kind"] == "validation"]
     drawings = [
-        _draw(quantity.title, quantity.axis, [_curve("training", train, quantity)], quantity.limits)
+        _draw(
+            quantity.title,
+            quantity.axis,
+            [_curve("training", whole_windows(_points(train, quantity)))],
+            quantity.limits,
+        )
         for quantity in QUANTITIES
         if any(quantity.key in row for row in train)
     ]
     if validation:
         loss = QUANTITIES[0]
-        drawings.insert(1, _draw("Validation loss", loss.axis, [_curve("validation", validation, loss)]))
+        curve = _curve("validation", _points(validation, loss))
+        drawings.insert(1, _draw("Validation loss", loss.axis, [curve]))
     scores = _score_curves([row for row in rows if row["kind"] == "eval"])
     return drawings + [_draw(title, "score (%)", curves) for title, curves in scores.items()]
 
@@ -90,13 +96,29 @@ def _score_curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[Curve]]:
     return figures
 
 
-def _curve(label: str, rows: Sequence[dict[str, Any]], quantity: Quantity) -> Curve:
-    """A quantity over pairs, thinned to MOST_POINTS means."""
-    key, factor = quantity.key, quantity.factor
-    points = np.array([[row["pairs"], factor * row[key]] for row in rows if key in row], dtype=float)
+def _curve(label: str, points: np.ndarray) -> Curve:
+    """Rows of pairs seen and a value, thinned to MOST_POINTS means."""
     groups = np.array_split(points, min(MOST_POINTS, len(points)))
     pairs, values = np.array([group.mean(axis=0) for group in groups]).T
     return Curve(label, pairs, values)
+
+
+def _points(rows: Sequence[dict[str, Any]], quantity: Quantity) -> np.ndarray:
+    key = quantity.key
+    return np.array([[row["pairs"], quantity.factor * row[key]] for row in rows if key in row], dtype=float)
+
+
+def whole_windows(points: np.ndarray) -> np.ndarray:
+    """Means since the point before, where those of few pairs are part of that point: both by their pairs.
+
+    Training also writes a row where it saves, of whatever steps there were since the last: of a few, perhaps,
+    whose mean says little and is drawn as large as any.
+    """
+    pairs = np.diff(points[:, 0], prepend=0.0)
+    starts = [0, *(n for n in range(1, len(points)) if pairs[n] >= np.median(pairs) / 2)]
+    ends = np.array([*starts[1:], len(points)]) - 1
+    sums = np.add.reduceat(pairs * points[:, 1], starts)
+    return np.stack([points[ends, 0], sums / np.add.reduceat(pairs, starts)], axis=1)
 
 
 def _draw(

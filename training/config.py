@@ -54,7 +54,7 @@ class RunConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     """What to evaluate during the run."""
     evaluate_every: int = 0
-    """Steps between validations and evaluations; 0 has them at the end alone."""
+    """Steps between validations and evaluations, of which the last is at the end; 0 has that one alone."""
 
     def __post_init__(self):
         if self.pairs < 1:

@@ -87,7 +87,7 @@ def train(
         stopped = stop.asked() and pairs < config.pairs
         finished = pairs >= config.pairs
         saves = finished or stopped or step % config.checkpoint.every == 0
-        evaluates = finished or (config.evaluate_every > 0 and step % config.evaluate_every == 0)
+        evaluates = finished or is_due(config.evaluate_every, step, pairs, config.pairs)
 
         if (saves or step % config.log_every == 0) and meter.has_steps:
             at = {"step": step, "pairs": pairs, "epoch": loader.epoch, "learning_rate": learning_rate}
@@ -107,3 +107,12 @@ def train(
                 evaluate(Progress(step, pairs))
 
     return End(Progress(step, pairs), stopped=False)
+
+
+def is_due(every: int, step: int, pairs: int, total_pairs: int) -> bool:
+    """Whether a step is an `every`th, and so far from the end that what the end does should not stand for it.
+
+    Steps have pairs as they come; the rest of the run is taken to have as many a step as the run had so far.
+    """
+    steps_left = (total_pairs - pairs) * step / pairs
+    return every > 0 and step % every == 0 and steps_left >= every / 2

@@ -18,8 +18,9 @@ from eval.model import PackedModel
 from eval.samples import ShardSamples
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError
-from navit_clip.huggingface.folder import write_siglip2
+from navit_clip.huggingface.folder import write_own, write_siglip2
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
+from navit_clip.tokenizer import PaddedTokenizer
 from navit_clip.weights import LoadedModel
 from tests.data_builders import SIZES, noise_picture, small_tokenizer
 from tests.eval_builders import write_labelled
@@ -82,6 +83,27 @@ def test_a_siglip2_folder_runs_packed_as_transformers_runs_it(exported, tmp_path
     images = our_image_vectors(ours, tmp_path, tokens=16)
     torch.testing.assert_close(images, outputs.image_embeds, atol=1e-5, rtol=0)
     assert ours.logit_scale == pytest.approx(theirs.logit_scale.exp().item())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_export_with_code_runs_packed_and_its_code_does_not(tmp_path, padded):
+    """What SigLIP 2 cannot express, as it left: the same vectors as the model that was exported."""
+    image = ImageTowerConfig(**TOWER, patch_size=4, qk_norm=True, position=PositionConfig(kind="rope"))
+    text = TextTowerConfig(**TOWER, vocab_size=small_tokenizer().vocab_size, pooling="map")
+    model = spread(TwoTowers(ClipConfig(image=image, text=text)))
+    tokenizer = PaddedTokenizer(small_tokenizer(), pad_id=0) if padded else small_tokenizer()
+    folder = tmp_path / "export"
+    folder.mkdir()
+    write_own(LoadedModel(model, tokenizer), folder, "both", tokens_per_image=16)
+    (code,) = folder.glob("*.py")
+    code.write_text("raise AssertionError('run')")
+    ours, exported = load(folder), PackedModel(model, tokenizer)
+    assert {len(caption) for caption in ours.tokenize(CAPTIONS)} == {64} or not padded
+    for each in (CAPTIONS, CAPTIONS[:1]):
+        found, expected = (embed_captions(m, each, ALONE, token_budget=256) for m in (ours, exported))
+        torch.testing.assert_close(found, expected)
+    found, expected = (our_image_vectors(m, tmp_path, tokens=16) for m in (ours, exported))
+    torch.testing.assert_close(found, expected)
 
 
 def test_padding_on_the_right_is_attended(exported, tmp_path):
@@ -158,10 +180,15 @@ def test_a_tower_alone_cannot_be_judged(exported, tmp_path, tower, lacks):
 
 def test_folders_of_other_models(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="expected a model of type clip, siglip, siglip2, found 'bert'"):
+    with pytest.raises(
+        CheckpointError, match="expected a model of type clip, siglip, siglip2, navit_siglip, found 'bert'"
+    ):
         load_huggingface(tmp_path, "bert", ALONE.device, torch.float32)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a readable model config"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "navit_siglip_text_model"}')
+    with pytest.raises(CheckpointError, match="has no image tower"):
         load(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(CheckpointError, match="transformers cannot read it"):

@@ -96,6 +96,42 @@ def test_real_labels_take_the_place_of_the_folder_s(tmp_path):
         open_official("imagenet1k-real", tmp_path, incomplete=True)
 
 
+@pytest.mark.parametrize("name", ["imagenet1k", "imagenet1k-real"])
+@pytest.mark.parametrize("by_kaggle", [True, False])
+def test_imagenet_in_one_folder_with_a_list(tmp_path, name, by_kaggle):
+    """As ILSVRC's archive unpacks, and as Kaggle's lies; the list says what the class folders would."""
+    folder = tmp_path / "ILSVRC/Data/CLS-LOC/val"
+    folder.mkdir(parents=True)
+    for number in (2, 1, 3):
+        (folder / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(picture(number))
+    with pytest.raises(DataError, match=r"no list of their classes: expected LOC_val_solution\.csv"):
+        open_official(name, tmp_path, incomplete=True)
+    shown = [synsets()[7], synsets()[5], synsets()[7]]
+    if by_kaggle:
+        rows = [f"ILSVRC2012_val_{i:08d},{wnid} 1 2 30 40 {wnid} 5 6 7 8 " for i, wnid in enumerate(shown, 1)]
+        (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]))
+    else:
+        (folder / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(shown) + "\n")
+    data = open_official(name, tmp_path, incomplete=True)
+    if name == "imagenet1k":
+        found = [(data.samples.keys[i], data.samples[i].label) for i in range(3)]
+        assert found == [(f"ILSVRC2012_val_{i:08d}.JPEG", label) for i, label in ((2, 5), (1, 7), (3, 7))]
+    else:
+        assert [sorted(data.accepted[key]) for key in data.samples.keys] == [[795, 970], [230, 231]]
+    assert data.missing == f"{name} is not whole: 3 of 50,000 images are there"
+
+
+def test_a_list_that_lacks_an_image_and_an_archive_that_is_packed(tmp_path):
+    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"is not unpacked; expected its images in .*val: mkdir val && tar"):
+        open_official("imagenet1k", tmp_path, incomplete=True)
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "ILSVRC2012_val_00000002.JPEG").write_bytes(picture(0))
+    (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text(synsets()[0])
+    with pytest.raises(DataError, match=r"synset of ImageNet for ILSVRC2012_val_00000002\.JPEG, found None"):
+        open_official("imagenet1k", tmp_path, incomplete=True)
+
+
 def test_objectnet_s_ids_follow_sorted_labels():
     labels = [row.label for row in objectnet.all_classes()]
     folders = [row.folder for row in objectnet.all_classes()]

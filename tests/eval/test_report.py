@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from eval.score_figures import pareto_front
 from eval.score_tables import group_records
 from eval.task_config import EvalConfig, TaskConfig
 from eval.tasks import evaluate
-from eval.training_figures import MOST_POINTS, QUANTITIES, draw_curves
+from eval.training_figures import MOST_POINTS, QUANTITIES, draw_curves, whole_windows
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError, DataError
 from tests.eval_builders import judged, small_model, write_labelled
@@ -215,3 +216,10 @@ def test_the_final_loss_weighs_rows_by_their_pairs():
     rows = [{"pairs": 900, "loss": 7.0}, {"pairs": 960, "loss": 4.0}, {"pairs": 1000, "loss": 9.0}]
     assert final_loss(rows) == pytest.approx((60 * 4.0 + 40 * 9.0) / 100)
     assert final_loss(rows[:1]) == 7.0
+
+
+def test_a_row_of_few_steps_is_part_of_the_one_before():
+    points = np.array([[100.0, 4.0], [200.0, 3.0], [230.0, 9.0], [330.0, 2.0], [340.0, 24.0]])
+    expected = [[100, 4.0], [230, (100 * 3 + 30 * 9) / 130], [340, (100 * 2 + 10 * 24) / 110]]
+    np.testing.assert_allclose(whole_windows(points), expected)
+    np.testing.assert_allclose(whole_windows(points[:1]), points[:1])
