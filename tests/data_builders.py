@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from navit_clip.data.shards import write_shard
 from navit_clip.tokenizer import Tokenizer, train_tokenizer
 
 __all__ = [
+    "draws_of",
     "encode_image",
     "noise_picture",
     "pair",
@@ -76,6 +78,22 @@ def write_pairs(folder: Path, sizes: Iterable[int], prefix: str = "shard") -> li
         paths.append(str(path))
         number += size
     return paths
+
+
+def draws_of(batch: Batch) -> Iterator[tuple[str, bytes]]:
+    """(key, a digest of all that was drawn for it) of each pair."""
+    images, captions = batch.images, batch.captions
+    parts = (
+        images.grid.split(1),
+        images.position.split(lengths_of(images.offsets)),
+        images.patches.split(lengths_of(images.offsets)),
+        captions.ids.split(lengths_of(captions.offsets)),
+    )
+    for key, *drawn in zip(batch.keys, *parts, strict=True):
+        digest = hashlib.blake2b(digest_size=16)
+        for part in drawn:
+            digest.update(part.numpy().tobytes())
+        yield key, digest.digest()
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:

@@ -166,6 +166,7 @@ class Walk:
         stride: how many workers share it.
         window: how many blocks are open at once.
         shard_size: the number of samples in a shard; called when a block of it is opened. Some shard has any.
+        prepare: called with each shard of which a block is opened next.
         state: where to go on.
 
     Raises:
@@ -178,12 +179,14 @@ class Walk:
         stride: int,
         window: int,
         shard_size: Callable[[int], int],
+        prepare: Callable[[int], None],
         state: WalkState,
     ):
         self._order = order
         self._stride = stride
         self._window = window
         self._shard_size = shard_size
+        self._prepare = prepare
         self._next = state["next"]
         self._backlog = [(position, cursor) for position, cursor in state["backlog"]]
         self._closed = state["closed"]
@@ -222,18 +225,23 @@ class Walk:
     def _fill_window(self) -> None:
         """Opens blocks in order, but none of the next epoch before this one's are done."""
         while len(self._open) < self._window:
-            position, cursor = self._backlog[0] if self._backlog else (self._next, 0)
+            position, cursor = self._upcoming()
             if self._open and self._order.epoch(position) != self._open[0].epoch:
                 return
             if self._backlog:
                 self._backlog.pop(0)
             else:
                 self._next += self._stride
+            self._prepare(self._order.shard(self._upcoming()[0]))
             block = self._opened(position, cursor)
             if block.num_left:
                 self._open.append(block)
             else:
                 self._closed += 1
+
+    def _upcoming(self) -> tuple[int, int]:
+        """Position and cursor of the block that is opened next."""
+        return self._backlog[0] if self._backlog else (self._next, 0)
 
     def _opened(self, position: int, cursor: int) -> _OpenBlock:
         shard = self._order.shard(position)

@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -91,13 +91,18 @@ def open_remote(url: str, config: RemoteConfig) -> BinaryIO:
     whole, partial = cache / f"{name}.tar", cache / f"{name}.partial"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache / f"{name[:2]}.lock"):
-            if not whole.exists():
-                _fetch(url, partial, config)
-                partial.rename(whole)
-                _make_room(cache, whole, config.cache_gigabytes * 1e9)
-            os.utime(whole)
-            return whole.open("rb")
+        with _lock(_lock_of(partial)):
+            # Opened before others make room: an open file stays readable.
+            with suppress(FileNotFoundError):
+                file = whole.open("rb")
+                os.utime(file.fileno())
+                return file
+            _fetch(url, partial, config)
+            file = partial.open("rb")
+            partial.rename(whole)
+        with _lock(cache / "room.lock"):
+            _make_room(cache, whole, config.cache_gigabytes * 1e9)
+        return file
     except OSError as error:
         raise DataError(f"remote.cache: {cache} cannot be used: {error}") from error
 
@@ -227,21 +232,41 @@ def _timeouts(protocol: str, seconds: float) -> dict[str, Any]:
     return {"requests_timeout": seconds} if protocol == "gs" else {}
 
 
+def _lock_of(partial: Path) -> Path:
+    """The lock that whoever fetches a shard holds."""
+    return partial.with_name(f"{partial.name[:2]}.lock")
+
+
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time; ends with the process, however that ends."""
+def _lock(path: Path, wait: bool = True) -> Iterator[None]:
+    """One process at a time; ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: it is another's, and there is to be no wait.
+    """
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
 def _make_room(cache: Path, newest: Path, limit: float) -> None:
-    """Takes out the shards used longest ago, until what is left is within the limit."""
-    shards = [(path.stat().st_mtime, path) for path in cache.glob("*.tar")]
-    total = sum(path.stat().st_size for _, path in shards)
-    for _, path in sorted(shards):
+    """Takes out what was used longest ago, whole or left half fetched, until the rest is within the limit."""
+    found: list[tuple[float, int, Path]] = []
+    for path in (*cache.glob("*.tar"), *cache.glob("*.partial")):
+        with suppress(FileNotFoundError):  # it has become whole
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
         if total <= limit:
             return
-        if path != newest:
-            total -= path.stat().st_size
-            path.unlink()
+        if path == newest:
+            continue
+        if path.suffix == ".partial":
+            try:
+                with _lock(_lock_of(path), wait=False):
+                    path.unlink(missing_ok=True)
+            except BlockingIOError:
+                continue  # It is being fetched.
+        else:
+            path.unlink(missing_ok=True)
+        total -= size

@@ -232,6 +232,7 @@ class Stream:
             num_streams,
             config.shuffle_window,
             self._shard_size,
+            self._shards.prepare,
             state["walk"],
         )
         patience = config.lookahead * len(config.resolution.patches)

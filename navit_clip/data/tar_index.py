@@ -10,9 +10,11 @@ unpickled or written, and bytes of a name that are not UTF-8 are spelt out.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import BinaryIO, NamedTuple
 
 from navit_clip.data.shards import Shard
@@ -96,7 +98,7 @@ class OpenShard:
 
 
 class OpenShards:
-    """The shards that one process reads from, opened when first asked for.
+    """The shards that one process reads from, opened when first asked for, or ahead of that.
 
     The least recently used are closed, so that neither files nor indexes pile up over a large data set.
     """
@@ -104,10 +106,17 @@ class OpenShards:
     def __init__(self, shards: Sequence[Shard]):
         self._shards = shards
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._ahead: dict[int, Future[OpenShard]] = {}
+
+    def prepare(self, number: int) -> None:
+        """Begins to fetch a shard that lies elsewhere, and is asked for soon; an error waits until it is."""
+        if self._shards[number].remote is not None and number not in {*self._open, *self._ahead}:
+            self._ahead[number] = _opened_beside(self._shards[number])
 
     def __getitem__(self, number: int) -> OpenShard:
         if number not in self._open:
-            self._open[number] = OpenShard(self._shards[number])
+            ahead = self._ahead.pop(number, None)
+            self._open[number] = OpenShard(self._shards[number]) if ahead is None else ahead.result()
             while len(self._open) > 1 and self._over_limit():
                 _, oldest = self._open.popitem(last=False)
                 oldest.close()
@@ -116,6 +125,20 @@ class OpenShards:
 
     def _over_limit(self) -> bool:
         return len(self._open) > MAX_OPEN_FILES or sum(map(len, self._open.values())) > MAX_OPEN_ENTRIES
+
+
+def _opened_beside(shard: Shard) -> Future[OpenShard]:
+    """Opens a shard in a thread, which does not keep the process when that ends."""
+    opened: Future[OpenShard] = Future()
+
+    def open_it() -> None:
+        try:
+            opened.set_result(OpenShard(shard))
+        except BaseException as error:
+            opened.set_exception(error)
+
+    threading.Thread(target=open_it, daemon=True).start()
+    return opened
 
 
 def _index(file: BinaryIO) -> list[Entry]:

@@ -1,16 +1,14 @@
 """All real shards, three epochs, any ranks and workers: each good key once an epoch, and drawn alike."""
 
-import hashlib
 from collections import Counter
 from functools import cache
 
 import pytest
 
-from navit_clip.batch import lengths_of
 from navit_clip.data.loader import TrainLoader
 from navit_clip.data.resolution import ResolutionConfig
 from navit_clip.data.stream import DataConfig
-from tests.data_builders import small_tokenizer
+from tests.data_builders import draws_of, small_tokenizer
 
 EPOCHS = 3
 pytestmark = [
@@ -18,22 +16,6 @@ pytestmark = [
     pytest.mark.real_data,
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
-
-
-def draws_of(batch):
-    """(key, a digest of all that was drawn for it)."""
-    images, captions = batch.images, batch.captions
-    parts = [
-        images.grid.split(1),
-        images.position.split(lengths_of(images.offsets)),
-        images.patches.split(lengths_of(images.offsets)),
-        captions.ids.split(lengths_of(captions.offsets)),
-    ]
-    for key, *drawn in zip(batch.keys, *parts, strict=True):
-        digest = hashlib.blake2b(digest_size=16)
-        for part in drawn:
-            digest.update(part.numpy().tobytes())
-        yield key, digest.digest()
 
 
 def draws_on_all_ranks(shards, ranks, workers, epochs=EPOCHS + 1):

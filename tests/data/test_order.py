@@ -14,9 +14,13 @@ from navit_clip.errors import CheckpointError
 SIZES = [7, 1, 12, 0, 3]
 
 
+def unprepared(shard):
+    """For walks over shards that need no fetching."""
+
+
 def walk(worker=0, num_workers=1, state=None, sizes=SIZES, blocks=3, window=4, seed=0):
     order = BlockOrder(num_shards=len(sizes), blocks_per_shard=blocks, seed=seed)
-    return Walk(order, num_workers, window, sizes.__getitem__, state or first_walk(worker))
+    return Walk(order, num_workers, window, sizes.__getitem__, unprepared, state or first_walk(worker))
 
 
 def all_places(epoch, sizes=SIZES):
@@ -99,9 +103,19 @@ def test_blocks_done_grow_by_an_epochs_blocks_in_an_epoch():
 def test_only_shards_of_open_blocks_are_asked_for_their_size():
     asked = []
     order = BlockOrder(num_shards=1000, blocks_per_shard=4, seed=0)
-    steps = Walk(order, 1, 3, lambda shard: asked.append(shard) or 8, first_walk(0))
+    steps = Walk(order, 1, 3, lambda shard: asked.append(shard) or 8, unprepared, first_walk(0))
     next(steps)
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("state", [first_walk(0), {**first_walk(40), "backlog": [[7, 0], [3, 1]]}])
+def test_the_next_shard_is_prepared_while_one_is_read(state):
+    asked, prepared = [], []
+    order = BlockOrder(num_shards=1000, blocks_per_shard=1, seed=0)
+    for _ in islice(Walk(order, 4, 2, lambda shard: asked.append(shard) or 8, prepared.append, state), 100):
+        assert len(prepared) == len(asked)
+    assert len(asked) > 12
+    assert prepared[:-1] == asked[1:], "each but the first was prepared, in this order"
 
 
 def test_a_shard_that_has_changed_is_an_error():
@@ -116,7 +130,7 @@ def visits(weights, epochs, num_workers=1, blocks=2, **options):
     order = BlockOrder(num_shards=len(weights), blocks_per_shard=blocks, seed=0, weights=weights, **options)
     seen, by_epoch = Counter(), Counter()
     for worker in range(num_workers):
-        for place in Walk(order, num_workers, 3, lambda shard: 6, first_walk(worker)):
+        for place in Walk(order, num_workers, 3, lambda shard: 6, unprepared, first_walk(worker)):
             if order.epoch(place.position) >= epochs:
                 break
             seen[place.visit, place.shard, place.entry] += 1
@@ -143,7 +157,7 @@ def test_weights_say_how_often_an_epoch_has_each_sample(num_workers):
 def test_equal_weights_of_one_change_nothing():
     plain, weighted = (
         list(islice(Walk(BlockOrder(num_shards=5, blocks_per_shard=3, seed=0, weights=weights), 1, 4,
-                         SIZES.__getitem__, first_walk(0)), 60))
+                         SIZES.__getitem__, unprepared, first_walk(0)), 60))
         for weights in ((), [1.0] * 5)
     )  # fmt: skip
     assert plain == weighted

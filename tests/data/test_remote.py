@@ -1,19 +1,26 @@
 """Shards from elsewhere arrive whole, whatever the network does, or the error says what did not."""
 
+import fcntl
 import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import fsspec
 import pytest
 
 from navit_clip.data import remote
+from navit_clip.data.dropping import DropConfig
 from navit_clip.data.loader import TrainLoader
 from navit_clip.data.remote import RemoteConfig, cache_name, open_remote
+from navit_clip.data.resolution import ResolutionConfig
 from navit_clip.data.samples import read_samples
 from navit_clip.data.shards import find_shards
 from navit_clip.data.stream import DataConfig
+from navit_clip.data.tar_index import OpenShards
 from navit_clip.errors import ConfigError, DataError
-from tests.data_builders import small_tokenizer, write_pairs
+from tests.data_builders import draws_of, small_tokenizer, write_pairs
 from tests.servers import FAULTS, http_server, s3_server
 
 SIZES = [5, 1, 6]
@@ -42,28 +49,45 @@ def fetched(url, settings):
         return file.read()
 
 
-def an_epoch(patterns, settings, workers=2):
-    """How often each key came on two ranks, when each is past the third epoch."""
+def loader(patterns, settings, rank=0, world_size=1):
+    data = DataConfig(
+        shards=patterns,
+        resolution=ResolutionConfig(min_side=100, max_side=200),
+        drop=DropConfig(rate=0.5),  # so that no two draws are alike
+        tokens_per_batch=256,
+        blocks_per_shard=2,
+        lookahead=1,
+        num_workers=world_size - 1,  # a single rank reads by itself, in order
+        remote=settings,
+    )
+    return TrainLoader(data, small_tokenizer(), 16, 16, seed=0, rank=rank, world_size=world_size)
+
+
+def check_exactly_once(folder, patterns, settings):
+    """On two ranks, each good sample comes once in each of three epochs, drawn as from this disk."""
+    epochs, times = {}, Counter()
+    for batch in islice(loader([str(folder)], RemoteConfig()), 16):
+        for draw in draws_of(batch):
+            epochs[draw] = times[draw[0]]
+            times[draw[0]] += 1
     seen = Counter()
     for rank in range(2):
-        data = DataConfig(
-            shards=patterns, num_workers=workers, blocks_per_shard=2, lookahead=1, remote=settings
-        )
-        batches = TrainLoader(data, small_tokenizer(), 16, 16, seed=0, rank=rank, world_size=2)
+        batches = loader(patterns, settings, rank, 2)
         for batch in batches:
-            seen.update(batch.keys)
-            if batches.epoch >= 3:
+            seen.update(draws_of(batch))
+            if batches.epoch >= 4:
                 break
         assert not batches.counts["skipped"]
-    return seen
+    assert set(seen.values()) == {1}, "no draw comes twice"
+    for epoch in range(3):
+        assert Counter(key for key, digest in seen if epochs.get((key, digest)) == epoch) == Counter(KEYS)
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "all"])
-def test_an_epoch_over_a_bad_connection_is_whole(tmp_path, folder, fault):
+def test_over_a_bad_connection_every_sample_comes_once_an_epoch(tmp_path, folder, fault):
     faults = [None, *FAULTS] if fault == "all" else [None, None, fault]
     with http_server(folder, faults) as url:
-        seen = an_epoch([f"{url}/shard-{{000..002}}.tar"], config(tmp_path), workers=1)
-    assert set(seen) == KEYS
+        check_exactly_once(folder, [f"{url}/shard-{{000..002}}.tar"], config(tmp_path))
     cached = sorted((tmp_path / "cache").glob("*.tar"))
     assert sorted(path.read_bytes() for path in cached) == sorted(
         path.read_bytes() for path in folder.iterdir()
@@ -71,13 +95,13 @@ def test_an_epoch_over_a_bad_connection_is_whole(tmp_path, folder, fault):
 
 
 @pytest.mark.parametrize("faults", [(None,), (None, "503", "cut")])
-def test_an_epoch_from_s3_is_whole(tmp_path, folder, faults, monkeypatch):
+def test_from_s3_every_sample_comes_once_an_epoch(tmp_path, folder, faults, monkeypatch):
     with s3_server("data", folder, faults) as options:
         monkeypatch.setitem(fsspec.config.conf, "s3", options)
         settings = config(tmp_path, timeout=20.0)
         shards = find_shards(["s3://data/*.tar"], settings)
         assert [shard.path for shard in shards] == [f"s3://data/shard-00{n}.tar" for n in range(3)]
-        assert [sample.key for sample in read_samples(["s3://data/"], remote=settings)] == sorted(KEYS)
+        check_exactly_once(folder, ["s3://data/"], settings)
         with pytest.raises(DataError, match=r"shard s3://data/none.tar is not there, or not for us"):
             open_remote("s3://data/none.tar", settings)
 
@@ -122,6 +146,54 @@ def test_the_cache_keeps_to_its_limit_and_open_shards_stay_readable(tmp_path, fo
             assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 1.5 * size
     with first:
         assert first.read() == (folder / "shard-002.tar").read_bytes()
+
+
+def test_what_was_left_half_fetched_makes_room_too(tmp_path, folder):
+    settings = config(tmp_path, cache_gigabytes=1e-6)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in ("aa", "bb"):
+        (cache / f"{name}.partial").write_bytes(bytes(2000))
+    with (cache / "bb.lock").open("w") as lock, http_server(folder) as url:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process fetches it
+        fetched(f"{url}/shard-000.tar", settings)
+    assert [path.name for path in cache.glob("*.partial")] == ["bb.partial"]
+    assert len(list(cache.glob("*.tar"))) == 1, "the one that was asked for"
+
+
+def test_many_readers_of_a_cache_for_one_shard_get_every_shard(tmp_path, folder):
+    """What one has fetched another may take out at once, and still the first reads it."""
+    settings = config(tmp_path, cache_gigabytes=0.0, timeout=20.0)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with http_server(folder) as url, ThreadPoolExecutor(4) as pool:
+        names = sorted(whole) * 12
+        for name, data in zip(names, pool.map(lambda n: fetched(f"{url}/{n}", settings), names), strict=True):
+            assert data == whole[name]
+    assert len(list((tmp_path / "cache").glob("*.tar"))) <= 1
+
+
+def test_the_next_shard_is_fetched_while_one_is_read(tmp_path, folder):
+    settings, cache = config(tmp_path), tmp_path / "cache"
+    with http_server(folder) as url:
+        shards = find_shards([f"{url}/shard-{{000..002}}.tar"], settings)
+        opened = OpenShards(shards)
+        assert len(opened[0]) == 5
+        opened.prepare(2)
+        opened.prepare(2)
+        deadline = time.monotonic() + 30
+        while not (cache / f"{cache_name(shards[2].path)}.tar").exists():
+            assert time.monotonic() < deadline, "it was not fetched"
+            time.sleep(0.01)
+    assert len(opened[2]) == 6, "with the server gone"
+
+
+def test_what_cannot_be_fetched_ahead_is_an_error_when_it_is_asked_for(tmp_path, folder):
+    with http_server(folder) as url:
+        opened = OpenShards(find_shards([f"{url}/shard-000.tar", f"{url}/none.tar"], config(tmp_path)))
+        opened.prepare(1)
+        assert len(opened[0]) == 5
+        with pytest.raises(DataError, match=r"none\.tar is not there"):
+            opened[1]
 
 
 def test_a_shard_is_fetched_once(tmp_path, folder):
