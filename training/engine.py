@@ -126,6 +126,9 @@ class Engine:
                 config=deepspeed_config(config),
                 dist_init_required=False,
             )
+        if world.size == 1 and not config.zero_stage:
+            # It would copy all gradients together and back, to sum them over one rank.
+            self._engine.enable_backward_allreduce = False
         self._base_optimizer = optimizer
         self._parameters = dict(self._module.named_parameters())
         self._average = MovingAverage(self._shares(), config.average_decay) if config.average_decay else None

@@ -29,6 +29,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "tiny": Size(64, 2, 2, 128),
+    "ti16": Size(192, 12, 3, 768),
     "s16": Size(384, 12, 6, 1536),
     "b16": Size(768, 12, 12, 3072),
     "l16": Size(1024, 24, 16, 4096),

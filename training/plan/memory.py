@@ -143,8 +143,9 @@ def loss_bytes(workload: Workload, num_ranks: int, device_type: str) -> float:
 def gradient_bytes(config: RunConfig, num_ranks: int, device_type: str) -> tuple[float, float, float]:
     """When backward begins, when it is done with the text tower, and at its end.
 
-    At ZeRO 1 and 2 gradients lie in DeepSpeed's buffer until it is full or all are there, and then a rank's
-    share lies beside it; at 3 shares have their place from the start. What is accumulated stays.
+    At ZeRO 0 several ranks sum a copy of them, a buffer's fill at a time. At 1 and 2 they lie in DeepSpeed's
+    buffer until it is full or all are there, and then a rank's share lies beside it; at 3 shares have their
+    place from the start. What is accumulated stays.
     """
     engine = config.engine
     trained, text = count_weights(config)[0], trained_weights(config, "text")
@@ -153,11 +154,8 @@ def gradient_bytes(config: RunConfig, num_ranks: int, device_type: str) -> tuple
         return share, share, share
     accumulates = engine.accumulation > 1
     if engine.zero_stage == 0:
-        return (
-            FP32 * (trained if accumulates else 0),
-            FP32 * (trained if accumulates else text),
-            FP32 * trained,
-        )
+        kept, copied = (FP32 * trained if accumulates else 0.0), min(BUCKET, trained) if num_ranks > 1 else 0
+        return kept, max(kept, FP32 * text), FP32 * (trained + copied)
     kept = (share if engine.zero_stage == 2 else FP32 * trained) if accumulates else 0.0
     # A CPU gives a buffer pages as they are written; a GPU's is whole, and counted with the buffers.
     buffered = _exchanged(engine) if device_type == "cpu" else 0

@@ -1,0 +1,93 @@
+"""What a GPU computes, beside what a CPU does: the same steps under every ZeRO stage, bf16 near fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from navit_clip.batch import Batch
+from navit_clip.distributed import World
+from navit_clip.loss import LossConfig, contrastive_loss
+from navit_clip.model import ClipConfig, ImageTowerConfig, TextTowerConfig, TwoTowers, attention
+from navit_clip.model.attention import choose_backend
+from tests.packs import noise_captions, noise_images, pack, pack_captions
+from tests.ranks import on_ranks
+from tests.training.test_engine import engine_losses, plain_losses
+from tests.training_builders import small_run
+from training.engine import EngineConfig
+
+SIZE = {"width": 64, "depth": 3, "num_heads": 4, "mlp_dim": 128}
+
+on_a_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=on_a_gpu)])
+def device(request, monkeypatch) -> torch.device:
+    monkeypatch.setattr(attention, "_chosen", None)
+    return torch.device(request.param)
+
+
+def small_model_and_batch(device: torch.device, dtype: torch.dtype) -> tuple[TwoTowers, Batch]:
+    choose_backend("auto", device, dtype)
+    torch.manual_seed(0)
+    model = TwoTowers(
+        ClipConfig(image=ImageTowerConfig(**SIZE, patch_size=4), text=TextTowerConfig(**SIZE, vocab_size=50))
+    )
+    model.compute_dtype = dtype
+    images = pack(noise_images([(7, 9), (3, 5), (1, 1), (16, 12)], patch_size=4))
+    captions = pack_captions(noise_captions([4, 9, 9, 1], vocab_size=50))
+    return model.to(device), Batch(images, captions, tuple("abcd")).to(device)
+
+
+def embeddings_and_gradients(device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Of one small batch, in fp64 on the host."""
+    model, batch = small_model_and_batch(device, dtype)
+    embeddings = model(batch)
+    contrastive_loss(LossConfig(), embeddings, [len(batch)], World(0, 1, device)).backward()
+    gradients = [model.image.patch_embedding.weight.grad, model.text.token_embedding.weight.grad]
+    return [part.detach().cpu().double() for part in (*embeddings[:2], *gradients)]  # type: ignore[union-attr]
+
+
+def relative_errors(found: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float]:
+    return [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
+
+
+def test_bf16_is_near_fp32(device):
+    expected = embeddings_and_gradients(torch.device("cpu"), torch.float32)
+    errors = relative_errors(embeddings_and_gradients(device, torch.bfloat16), expected)
+    assert max(errors[:2]) < 1e-2
+    assert max(errors[2:]) < 5e-2
+
+
+def test_fp32_is_the_same_everywhere(device):
+    expected = embeddings_and_gradients(torch.device("cpu"), torch.float32)
+    assert max(relative_errors(embeddings_and_gradients(device, torch.float32), expected)) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 2e-2)])
+def test_every_zero_stage_takes_the_same_steps(tmp_path: Path, precision: str, bound: float):
+    config = small_run(tmp_path)
+    ways = [(EngineConfig(zero_stage=stage, precision=precision), False) for stage in range(4)]
+    expected = torch.tensor(plain_losses(config))
+    for losses in on_ranks(1, engine_losses, config, ways)[0]:
+        torch.testing.assert_close(torch.tensor(losses), expected, rtol=bound, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_host_waits_for_nothing():
+    gpu = torch.device("cuda")
+    model, batch = small_model_and_batch(gpu, torch.bfloat16)
+    for mode in ("default", "error"):  # the first time, kernels are chosen and memory is taken
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            contrastive_loss(LossConfig(), model(batch), [len(batch)], World(0, 1, gpu)).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
