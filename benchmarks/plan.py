@@ -1,6 +1,7 @@
 """`navit-clip plan` beside what was measured: memory and step time for models, ZeRO stages and ranks.
 
     python -m benchmarks.plan --size s16 --ranks 1 2
+    python -m benchmarks.plan --size s16 --ranks 1 2 --memory
 
 Each case trains in processes of its own, one a rank, in fp32 on images of 224 px and captions of 16 tokens,
 through the training loop's own step. Memory is the most that rank 0 held beyond what it held before the model
@@ -35,7 +36,7 @@ from training.engine import EngineConfig
 from training.plan.hardware import Hardware, measured_here
 from training.plan.memory import memory_of
 from training.plan.step_time import step_time
-from training.plan.workload import draw_lengths, typical_sizes, workload_of
+from training.plan.workload import Workload, draw_lengths, typical_sizes, workload_of
 
 MIB = 2**20
 CAPTION_TOKENS = 16
@@ -64,30 +65,49 @@ class Found(NamedTuple):
 def main() -> None:
     arguments = _parser().parse_args()
     print(f"torch {torch.__version__}, {arguments.size}, {arguments.images} images a rank and step, fp32\n")
-    columns = ("ranks", "ZeRO", "memory planned", "measured", "off by", "step planned", "measured", "off by")
+    columns = (
+        "ranks",
+        "ZeRO",
+        "memory planned" if arguments.memory else "step planned",
+        "measured",
+        "off by",
+    )
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for num_ranks in arguments.ranks:
         for stage in arguments.stages:
             threads = max(1, torch.get_num_threads() // num_ranks)
             trial = Trial(arguments.size, stage, arguments.images, arguments.steps, threads)
-            held = measure(trial._replace(steps=2), num_ranks, RETURN_FREED).memory if arguments.memory else 0
-            found = measure(trial, num_ranks, {})
-            print(row(trial, num_ranks, held, found), flush=True)
+            if arguments.memory:
+                found = measure(trial._replace(steps=2), num_ranks, RETURN_FREED)
+                print(memory_row(trial, num_ranks, found.memory), flush=True)
+            else:
+                print(time_row(trial, num_ranks, measure(trial, num_ranks, {})), flush=True)
 
 
-def row(trial: Trial, num_ranks: int, held: int, found: Found) -> str:
+def memory_row(trial: Trial, num_ranks: int, held: int) -> str:
     """Planned beside measured."""
     config = run_config(trial)
-    workload = workload_of(
-        config, draw_lengths(config, typical_sizes()), config.data.tokens_per_batch, CAPTION_TOKENS
-    )
-    memory = memory_of(config, workload, num_ranks, device_type="cpu").peak
-    seconds = step_time(config, workload, num_ranks, found.hardware).total
+    planned = memory_of(config, workload(config), num_ranks, device_type="cpu").peak
     return (
-        f"| {num_ranks} | {trial.stage} | {memory / MIB:.0f} MiB | {held / MIB:.0f} MiB "
-        f"| {memory / held - 1 if held else 0:+.0%} | {seconds:.2f} s | {found.seconds:.2f} s "
-        f"| {seconds / found.seconds - 1:+.0%} |"
+        f"| {num_ranks} | {trial.stage} | {planned / MIB:.0f} MiB | {held / MIB:.0f} MiB "
+        f"| {planned / held - 1:+.0%} |"
     )
+
+
+def time_row(trial: Trial, num_ranks: int, found: Found) -> str:
+    """Planned beside measured."""
+    config = run_config(trial)
+    planned = step_time(config, workload(config), num_ranks, found.hardware).total
+    return (
+        f"| {num_ranks} | {trial.stage} | {planned:.2f} s | {found.seconds:.2f} s "
+        f"| {planned / found.seconds - 1:+.0%} |"
+    )
+
+
+def workload(config: RunConfig) -> Workload:
+    """Of images all alike."""
+    lengths = draw_lengths(config, typical_sizes())
+    return workload_of(config, lengths, config.data.tokens_per_batch, CAPTION_TOKENS)
 
 
 def run_config(trial: Trial) -> RunConfig:
@@ -181,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--images", type=int, default=4, help="pairs a rank and step")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="time alone")
+    parser.add_argument("--memory", action="store_true", help="memory instead of time")
     return parser
 
 

@@ -6,6 +6,7 @@ GELU, residual sums, casts) at the rate of the memory. So utilisation is a resul
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from navit_clip.model import TOWERS
@@ -104,7 +105,10 @@ def loss_time(pairs: float, dim: int, num_ranks: int, hardware: Hardware) -> flo
 
 
 def exchange_time(config: RunConfig, weights: int, trained: int, num_ranks: int, hardware: Hardware) -> float:
-    """Gradients summed and shared out, weights gathered: ring collectives, a bucket at a time."""
+    """Gradients summed and shared out, weights gathered, a bucket at a time.
+
+    Bandwidth is a ring's; a collective's least time grows with the logarithm of the ranks (NCCL's trees).
+    """
     if num_ranks == 1:
         return 0.0
     engine, share = config.engine, (num_ranks - 1) / num_ranks
@@ -116,9 +120,9 @@ def exchange_time(config: RunConfig, weights: int, trained: int, num_ranks: int,
     if between_nodes:
         rate = min(rate, hardware.network_rate * hardware.node_size)
     numbers = weights if engine.zero_stage == 3 else trained
-    hops = 2 * num_ranks * hardware.latency * max(1.0, numbers / BUCKET)
+    hops = 2 * math.log2(num_ranks) * hardware.latency * max(1.0, numbers / BUCKET)
     if engine.zero_stage == 3:
-        hops = 3 * sum(getattr(config.model, name).depth for name in TOWERS) * hardware.latency
+        hops *= 3 * sum(getattr(config.model, name).depth for name in TOWERS)
     return passes * numbers * share / rate + hops
 
 
