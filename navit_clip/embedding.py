@@ -22,6 +22,7 @@ from navit_clip.distributed import World
 from navit_clip.embedding_sources import CaptionSource, ImageSource
 from navit_clip.errors import ConfigError, DataError, SampleError
 from navit_clip.pretrained import NavitClip
+from navit_clip.remote_option import add_remote_option, remote_config
 from navit_clip.vector_files import (
     Description,
     Vectors,
@@ -56,10 +57,11 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
             )
     check_format(arguments.format)
     is_images = arguments.images is not None
+    remote = remote_config(arguments.remote)
     source = (
-        ImageSource(arguments.images)
+        ImageSource(arguments.images, remote)
         if is_images
-        else CaptionSource(arguments.captions, arguments.caption_key)
+        else CaptionSource(arguments.captions, arguments.caption_key, remote)
     )
     model = _open(arguments, world.device)
     description = Description(
@@ -156,7 +158,7 @@ def _search(arguments: argparse.Namespace) -> int:
     for probability, index in found:
         print(f"{probability:8.4f}  {vectors.keys[index]}  {vectors.captions[index]}".rstrip())
     if description.kind == "images":
-        source = ImageSource(description.source)
+        source = ImageSource(description.source, remote_config(arguments.remote))
         places = {key: place for place, key in enumerate(source.keys)}
         pictures = [
             (f"{place}. {vectors.keys[index]}", source[places[vectors.keys[index]]])
@@ -194,5 +196,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-workers", type=int, default=2, help="decoding processes on each rank (2)")
     add("--precision", choices=list(PRECISIONS), default="fp32", help="of products and attention (fp32)")
     add("--top", type=int, default=24, help="how many --search shows (24)")
+    add_remote_option(parser)
     add("--sheet", type=Path, help="picture that --search draws (OUT/search.png)")
     return parser
