@@ -107,9 +107,11 @@ def load_model(folder: Path) -> LoadedModel:
         CheckpointError: a file is missing or unreadable, or the weights are not those that the config
             describes; the message lists what is missing, what is too much, and which shapes differ.
     """
-    for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FOLDER):
-        if not (folder / name).exists():
-            raise CheckpointError(f"{folder}: not a whole model folder: there is no {name} in it")
+    names = (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FOLDER)
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise CheckpointError(
+            f"{folder}: not a whole model folder: there is no {', no '.join(missing)} in it"
+        )
     try:
         config = load_config(ClipConfig, folder / CONFIG_FILE)
     except ConfigError as error:
