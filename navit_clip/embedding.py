@@ -33,6 +33,7 @@ from navit_clip.vector_files import (
     read_vectors,
     write_part,
 )
+from navit_clip.weights import weights_hash
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -66,6 +67,7 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
     model = _open(arguments, world.device)
     description = Description(
         model=arguments.model,
+        weights=weights_hash(model.towers),
         kind="images" if is_images else "captions",
         source=list(arguments.images or arguments.captions),
         caption_key=arguments.caption_key,
@@ -147,10 +149,10 @@ def _search(arguments: argparse.Namespace) -> int:
     description = read_description(arguments.out)
     vectors = read_vectors(arguments.out)
     model = _open(arguments, torch.device("cpu"))
-    if model.towers.embedding_dim != description.dim:
+    if weights_hash(model.towers) != description.weights:
         raise ConfigError(
-            f"{arguments.out}: vectors of {description.dim} values, and {arguments.model} gives "
-            f"{model.towers.embedding_dim}: not of this model"
+            f"{arguments.out}: vectors of {description.model}, made with other weights than those of "
+            f"{arguments.model}; embed again into another folder"
         )
     logits = model.logits(torch.from_numpy(vectors.rows), model.encode_text([arguments.search]))[:, 0]
     best = logits.topk(min(arguments.top, len(logits)))

@@ -9,6 +9,7 @@ A folder appears whole or not at all: it is written beside its place and then re
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from navit_clip.config import load_config, save_config
 from navit_clip.errors import CheckpointError, ConfigError
@@ -148,6 +149,15 @@ def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
         faults.append(f"of another shape: {_listed(shapes)}")
     if faults:
         raise CheckpointError(f"{where}: weights of another model; " + "; ".join(faults))
+
+
+def weights_hash(module: nn.Module) -> str:
+    """A hash of all parameters and buffers, their names, shapes and types: equal weights, equal hash."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def copy_tower(source: TwoTowers, target: TwoTowers, tower: Tower, where: str) -> None:

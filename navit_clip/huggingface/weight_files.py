@@ -130,8 +130,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        # torch's own message advises to read it with everything that is in it.
         raise CheckpointError(
-            f"{path}: not readable as tensors alone: {str(error).splitlines()[0]}"
+            f"{path}: not readable as tensors alone: it is broken, or holds what could run code"
         ) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

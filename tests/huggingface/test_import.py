@@ -196,7 +196,7 @@ def test_pickles_are_read_only_when_asked_for_and_never_run(tmp_path, monkeypatc
     assert torch.equal(loaded.model.logit_bias, weights["logit_bias"])
     for dump in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))):
         dump({**weights, "logit_bias": Exploding()}, folder / "pytorch_model.bin")
-        with pytest.raises(CheckpointError, match="not readable as tensors alone"):
+        with pytest.raises(CheckpointError, match=r"not readable as tensors alone: .* could run code$"):
             import_folder(folder, allow_pickle=True)
     assert not Path("exploded").exists()
 
