@@ -135,18 +135,18 @@ def _sdpa(query, key, value, offsets, causal):
         order = arrangement.order.to(query.device)
         query, key, value = query[order], key[order], value[order]
     if len(groups) == 1:  # nothing to take apart, which would cost copies here and in the backward pass
-        output = _equal_sequences(query, key, value, *groups[0], causal)
+        output = _equal_sequences(query, key, value, groups[0], causal)
     else:
         sizes = [count * length for count, length in groups]
-        parts = zip(groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-        output = torch.cat([_equal_sequences(*heads, *group, causal) for group, *heads in parts])
+        parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), groups, strict=True)
+        output = torch.cat([_equal_sequences(q, k, v, group, causal) for q, k, v, group in parts])
     return output if arrangement is None else output[arrangement.inverse.to(query.device)]
 
 
-def _equal_sequences(query, key, value, count: int, length: int, causal: bool):
-    """One call for sequences of one length."""
-    heads = (part.unflatten(0, (count, length)).transpose(1, 2) for part in (query, key, value))
-    attended = F.scaled_dot_product_attention(*heads, is_causal=causal)
+def _equal_sequences(query, key, value, group: tuple[int, int], causal: bool):
+    """One call for so many sequences of one length."""
+    q, k, v = (part.unflatten(0, group).transpose(1, 2) for part in (query, key, value))
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return attended.transpose(1, 2).flatten(0, 1)
 
 
