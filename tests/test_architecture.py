@@ -45,7 +45,7 @@ INDEPENDENT = {"navit_clip.data", "navit_clip.model"}
 """Parts that know nothing of each other."""
 
 SOLE_IMPORTERS = {
-    "deepspeed": "training/engine.py",
+    "deepspeed": "training/quiet_deepspeed.py",
     "webdataset": "navit_clip/data/shards.py",
     "flash_attn": "navit_clip/model/attention.py",
     "torch.nn.attention": "navit_clip/model/attention.py",

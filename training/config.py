@@ -42,7 +42,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     """Which comparisons are positives."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """AdamW, and how each tower's weights learn."""
+    """AdamW or Muon, and how each tower's weights learn."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """The learning rate over the run."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -65,6 +65,12 @@ class RunConfig:
             raise ConfigError(f"log_every: expected at least 1, found {self.log_every}")
         if self.evaluate_every < 0:
             raise ConfigError(f"evaluate_every: expected at least 0, found {self.evaluate_every}")
+        if self.optimizer.kind == "muon" and self.engine.gradient_clipping:
+            raise ConfigError(
+                "engine.gradient_clipping: expected 0 with optimizer.kind muon, found "
+                f"{self.engine.gradient_clipping}: DeepSpeed would clip what Muon has made of the gradient, "
+                "and Muon does not see how large a gradient is"
+            )
         reach = self.model.image.position.reach
         longest = self.data.resolution.longest_side(self.model.image.patch_size)
         if reach and longest > reach:

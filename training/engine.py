@@ -1,4 +1,4 @@
-"""DeepSpeed behind a few words: embed, backward, step, state, restore. The one file that imports it.
+"""DeepSpeed behind a few words: embed, backward, step, state, restore.
 
 DeepSpeed's own JSON is generated here from the run's config and from nothing else. On machines without a
 GPU the same engine runs on the CPU with gloo.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -16,36 +15,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from navit_clip.batch import Batch, Embeddings
 from navit_clip.distributed import World
-from navit_clip.errors import CheckpointError, ConfigError
+from navit_clip.errors import ConfigError
 from navit_clip.model import ClipConfig, TwoTowers
+from navit_clip.model.blocks import Block
 from training.average import MovingAverage
+from training.moments import Moments
+from training.quiet_deepspeed import AsyncIOBuilder, deepspeed, set_z3_leaf_modules
+from training.shares import Shares
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-# DeepSpeed compiles small ops when it is imported, and torch then remarks on the absence of a GPU.
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-
-import deepspeed  # noqa: E402
-from deepspeed.utils import (  # noqa: E402
-    logger as deepspeed_logger,
-)
-from deepspeed.utils import (  # noqa: E402
-    safe_get_full_optimizer_state,
-    safe_set_full_optimizer_state,
-    safe_set_local_optimizer_state,
-)
-
-deepspeed_logger.setLevel(logging.WARNING)
-# Between CPU ranks of one machine DeepSpeed would compile an op for shared memory, half a minute with a C++
-# compiler and ninja on the PATH, and without them an error. Gloo does the same work.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW remembers of each weight."""
+OFFLOADS_FROM = {"none": 0, "cpu": 1, "nvme": 3}
+"""The ZeRO stage from which on DeepSpeed keeps the optimizer's state in a place of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +37,14 @@ class EngineConfig:
 
     zero_stage: int = 0
     """DeepSpeed ZeRO: 0 replicates; 1 shards optimizer states, 2 gradients too, 3 weights too."""
-    offload_optimizer: bool = False
-    """Keep the optimizer's state, and take its steps, in the host's memory; for ZeRO 1 to 3."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where the optimizer's state is kept: none, with the weights; cpu, in the host's memory, where it then
+    takes its steps, for ZeRO 1 to 3; nvme, in files of `offload_folder`, for ZeRO 3."""
+    offload_folder: str = ""
+    """For nvme: a folder on a disk of the machine's own; ranks of all machines have one of this path."""
+    compile: bool = False
+    """Have torch.compile fuse what blocks do to each token by itself. It takes a minute or so at the first
+    step, and again at the first evaluation."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: matrix products and attention in bfloat16 under autocast; weights, norms, the logits and
     the optimizer stay in fp32. fp32: everything, for CPUs and for tests."""
@@ -73,8 +62,17 @@ class EngineConfig:
     def __post_init__(self):
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigError(f"zero_stage: expected 0, 1, 2 or 3, found {self.zero_stage}")
-        if self.offload_optimizer and not self.zero_stage:
-            raise ConfigError("offload_optimizer: needs zero_stage 1, 2 or 3, found 0")
+        least = OFFLOADS_FROM[self.offload_optimizer]
+        if self.zero_stage < least:
+            raise ConfigError(
+                f"offload_optimizer: {self.offload_optimizer} needs zero_stage {least} at least, "
+                f"found {self.zero_stage}"
+            )
+        if (self.offload_optimizer == "nvme") != bool(self.offload_folder):
+            raise ConfigError(
+                f"offload_folder: expected a folder for offload_optimizer nvme and none for others, found "
+                f"{self.offload_folder!r} and {self.offload_optimizer}"
+            )
         for name in ("accumulation", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
@@ -98,7 +96,7 @@ class EngineState:
     average: Mapping[str, Tensor] = field(default_factory=dict)
     """The moving average of the weights, where one is kept."""
     moments: Mapping[str, Tensor] = field(default_factory=dict)
-    """NAME.exp_avg and NAME.exp_avg_sq of every weight that is trained."""
+    """NAME.exp_avg and NAME.exp_avg_sq of every weight that is trained, or NAME.momentum_buffer of Muon's."""
     optimizer_steps: int = 0
     """Steps that the optimizer has taken: skipped ones are not among them."""
 
@@ -118,20 +116,32 @@ class Engine:
         self._module = model.to(world.device)
         self._module.compute_dtype = config.compute_dtype
         self._norm = 0.0
+        if config.offload_optimizer == "nvme":
+            _check_can_swap()
+        if config.zero_stage == 3:  # a block's weights come and go together
+            set_z3_leaf_modules(self._module, [Block])
+        if config.compile:
+            for tower in (self._module.image, self._module.text):
+                tower.transformer.compile_blocks()
+        uses_muon = any(group["use_muon"] for group in optimizer.param_groups)
         self._optimizer: Any  # one of DeepSpeed's wrappers, or at stage 0 the optimizer itself
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what nobody asked for
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=self._module,
                 optimizer=optimizer,
-                config=deepspeed_config(config),
+                config=deepspeed_config(config, uses_muon),
                 dist_init_required=False,
             )
         if world.size == 1 and not config.zero_stage:
             # It would copy all gradients together and back, to sum them over one rank.
             self._engine.enable_backward_allreduce = False
-        self._base_optimizer = optimizer
         self._parameters = dict(self._module.named_parameters())
-        self._average = MovingAverage(self._shares(), config.average_decay) if config.average_decay else None
+        self._shares = Shares(config.zero_stage, world)
+        offloads = config.offload_optimizer != "none"
+        self._moments = Moments(
+            self._parameters, optimizer, self._optimizer, config.zero_stage, offloads, world
+        )
+        self._average = MovingAverage(self._own(), config.average_decay) if config.average_decay else None
 
     @property
     def model_config(self) -> ClipConfig:
@@ -175,7 +185,7 @@ class Engine:
         if applied:
             self._norm = norm
             if self._average is not None:
-                self._average.update(self._shares())
+                self._average.update(self._own())
         return applied
 
     def gradient_norm(self) -> float:
@@ -202,8 +212,8 @@ class Engine:
         state = EngineState(
             weights=self._on_host(self._whole_weights()),
             average=self._on_host(self._whole_average()),
-            moments=self._on_host(self._whole_moments()),
-            optimizer_steps=self._optimizer_steps(),
+            moments=self._on_host(self._moments.whole()),
+            optimizer_steps=self._moments.steps(),
         )
         return state if self._world.is_main else EngineState()
 
@@ -218,81 +228,20 @@ class Engine:
         """
         if self._average is not None and state.average:  # else it starts now, as the weights are
             for value, (name, parameter) in zip(self._average.values, self._parameters.items(), strict=True):
-                value.copy_(self._share(state.average[name].to(value.device), parameter))
-        if not state.optimizer_steps:
-            return
-        for owned in self._owned():
-            self._base_optimizer.state[owned] = {
-                "step": torch.tensor(float(state.optimizer_steps), device=owned.device),
-                **{moment: torch.zeros_like(owned) for moment in MOMENTS},
-            }
-        self._link_moments()
-        for name, parameter in self._parameters.items():
-            if not parameter.requires_grad:
-                continue
-            for moment in MOMENTS:
-                value = state.moments.get(f"{name}.{moment}")
-                if value is None:
-                    raise CheckpointError(f"{name}: no {moment} of the optimizer's: was it frozen then?")
-                value = value.to(self._world.device)
-                if self.config.zero_stage == 3:  # DeepSpeed's own cut of a whole one forgets the padding
-                    safe_set_local_optimizer_state(parameter, self._share(value, parameter), moment)
-                elif self.config.zero_stage:
-                    safe_set_full_optimizer_state(parameter, value, moment)
-                else:
-                    self._base_optimizer.state[parameter][moment].copy_(value)
+                value.copy_(self._shares.cut(state.average[name].to(value.device), parameter))
+        self._moments.restore(state.moments, state.optimizer_steps)
 
-    def _link_moments(self) -> None:
-        """Tells DeepSpeed, at stages 1 and 2, where each weight's moments lie in the flat ones.
-
-        It does so by itself after the first group of weights has been stepped on for the first time, when the
-        groups after it have no moments yet, and never again.
-        """
-        if self.config.zero_stage in (1, 2):
-            self._optimizer._hp_optimizer_states_linked = False
-            self._optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _owned(self) -> list[nn.Parameter]:
-        """What the optimizer itself steps on: this rank's share of the weights, flat at stages 1 to 3."""
-        if not self.config.zero_stage:
-            return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
-        if self.config.zero_stage == 3:
-            return self._optimizer.fp32_partitioned_groups_flat
-        return self._optimizer.single_partition_of_fp32_groups
-
-    def _optimizer_steps(self) -> int:
-        states = [self._base_optimizer.state.get(owned) for owned in self._owned()]
-        return max((int(state["step"]) for state in states if state), default=0)
+    def _own(self) -> list[Tensor]:
+        return self._shares.weights(self._parameters.values())
 
     def _whole_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._parameters.items():
-            yield name, self._whole(parameter)
-
-    def _whole(self, parameter: nn.Parameter) -> Tensor:
-        if self.config.zero_stage < 3:
-            return parameter.detach()
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()
+            yield name, self._shares.whole(parameter)
 
     def _whole_average(self) -> Iterator[tuple[str, Tensor]]:
         if self._average is not None:
             for value, (name, parameter) in zip(self._average.values, self._parameters.items(), strict=True):
-                yield name, self._joined(value, parameter)
-
-    def _whole_moments(self) -> Iterator[tuple[str, Tensor]]:
-        if not self._optimizer_steps():
-            return
-        self._link_moments()
-        for name, parameter in self._parameters.items():
-            if not parameter.requires_grad:
-                continue
-            for moment in MOMENTS:
-                if self.config.zero_stage:
-                    value = safe_get_full_optimizer_state(parameter, moment)
-                    assert value is not None
-                else:
-                    value = self._base_optimizer.state[parameter][moment]
-                yield f"{name}.{moment}", value
+                yield name, self._shares.joined(value, parameter)
 
     def _on_host(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Copies on the main rank, one after the other: no device holds more than one of them whole."""
@@ -302,34 +251,16 @@ class Engine:
                 copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return copies
 
-    def _shares(self) -> list[Tensor]:
-        """This rank's share of every weight: all of it below stage 3."""
-        if self.config.zero_stage < 3:
-            return list(self._parameters.values())
-        return [parameter.ds_tensor for parameter in self._parameters.values()]  # type: ignore[attr-defined]
 
-    def _share(self, whole: Tensor, parameter: Any) -> Tensor:
-        """This rank's share of a whole tensor of a weight's shape."""
-        if self.config.zero_stage < 3:
-            return whole
-        size = parameter.ds_tensor.numel()
-        padded = whole.new_zeros(size * self._world.size)
-        padded[: whole.numel()] = whole.flatten()
-        return padded[size * self._world.rank : size * (self._world.rank + 1)]
-
-    def _joined(self, share: Tensor, parameter: Any) -> Tensor:
-        """The opposite of `_share`; all ranks call it together."""
-        if self.config.zero_stage < 3:
-            return share
-        flat = self._world.gather_rows(share.flatten(), [share.numel()] * self._world.size)
-        return flat[: parameter.ds_numel].view(parameter.ds_shape)
-
-
-def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
+def deepspeed_config(config: EngineConfig, uses_muon: bool = False) -> dict[str, Any]:
     """DeepSpeed's own settings for ours."""
     zero: dict[str, Any] = {"stage": config.zero_stage}
-    if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if uses_muon and config.zero_stage == 3:
+        zero["reduce_scatter"] = False  # DeepSpeed's Muon does not go with it there
+    if config.offload_optimizer != "none":
+        place = {"nvme_path": config.offload_folder} if config.offload_optimizer == "nvme" else {}
+        pins = torch.cuda.is_available()
+        zero["offload_optimizer"] = {"device": config.offload_optimizer, "pin_memory": pins, **place}
     return {
         # A packed batch holds as many pairs as fit its tokens; DeepSpeed only wants a number here.
         "train_micro_batch_size_per_gpu": 1,
@@ -342,3 +273,11 @@ def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 2**31,
     }
+
+
+def _check_can_swap() -> None:
+    if not AsyncIOBuilder().is_compatible():
+        raise ConfigError(
+            "engine.offload_optimizer: nvme needs DeepSpeed's async_io op, which cannot be built here: "
+            "install libaio's headers (libaio-dev or libaio-devel), a C++ compiler and ninja"
+        )

@@ -23,7 +23,7 @@ class End(NamedTuple):
 
     progress: Progress
     stopped: bool
-    """Asked to, before it had seen all its pairs."""
+    """Asked to, before it had seen all its pairs and was evaluated."""
 
 
 def train(
@@ -56,7 +56,7 @@ def train(
     step, pairs, skipped = progress.step, progress.pairs, 0
     if pairs >= config.pairs:  # resumed at its end: the evaluation that it was perhaps killed in
         evaluate(progress)
-        return End(progress, stopped=False)
+        return End(progress, stopped=stop.asked())
     meter = Meter(config, world)
     batches, transfer = iter(loader), Transfer(world.device)
 
@@ -106,7 +106,7 @@ def train(
             with meter.paused():
                 evaluate(Progress(step, pairs))
 
-    return End(Progress(step, pairs), stopped=False)
+    return End(Progress(step, pairs), stopped=stop.asked())
 
 
 def is_due(every: int, step: int, pairs: int, total_pairs: int) -> bool:

@@ -1,17 +1,18 @@
-"""AdamW and the groups of parameters that it treats alike."""
+"""AdamW or Muon, and the groups of parameters that it treats alike."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from navit_clip.errors import ConfigError
 from navit_clip.model import TOWERS, Tower, TwoTowers
+from training.quiet_deepspeed import make_muon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +38,39 @@ class TowerOptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW, with SigLIP's settings as defaults (2303.15343, §4)."""
+class MuonConfig:
+    """Muon (Jordan et al., 2024) steps along the orthogonal matrix that is nearest to the gradient's mean."""
 
+    learning_rate_share: float = 20.0
+    """Of the run's learning rate, which is AdamW's: a Muon step of rate 1 has singular values of about 1."""
+    momentum: float = 0.95
+    """Memory of the gradient's mean."""
+
+    def __post_init__(self):
+        if self.learning_rate_share < 0:
+            raise ConfigError(f"learning_rate_share: expected at least 0, found {self.learning_rate_share}")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum: expected in [0, 1), found {self.momentum}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, with SigLIP's settings as defaults (2303.15343, §4), or Muon."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: DeepSpeed's for matrices inside blocks, AdamW for all else. Needs engine.gradient_clipping 0."""
     learning_rate: float = 1e-3
     """The peak."""
     weight_decay: float = 1e-4
-    """Per unit of learning rate (decoupled), on matrices alone."""
+    """Per unit of their learning rate (decoupled), on matrices alone."""
     beta1: float = 0.9
     """Memory of the gradient's mean."""
     beta2: float = 0.95
     """Memory of the gradient's square; below Adam's 0.999 it keeps contrastive training steady."""
     epsilon: float = 1e-8
     """Added to the root of the squared gradient's mean."""
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    """What differs for the matrices that Muon trains."""
     image: TowerOptimizerConfig = field(default_factory=TowerOptimizerConfig)
     """The image tower."""
     text: TowerOptimizerConfig = field(default_factory=TowerOptimizerConfig)
@@ -66,15 +87,20 @@ class OptimizerConfig:
 
 def make_optimizer(
     config: OptimizerConfig, model: TwoTowers, undecayed: Sequence[Tower] = ()
-) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; the loop sets each step's learning rate."""
-    return torch.optim.AdamW(
-        parameter_groups(config, model, undecayed),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
+) -> torch.optim.Optimizer:
+    """The optimizer over `parameter_groups`; the loop sets each step's learning rate."""
+    groups = parameter_groups(config, model, undecayed)
+    adamw: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+    }
+    if config.kind == "adamw":
+        return torch.optim.AdamW(groups, **adamw, fused=True)
+    for group in groups:
+        muon = {"lr": config.learning_rate, "momentum": config.muon.momentum}
+        group.update(muon if group["use_muon"] else adamw)
+    return make_muon(groups, fused=True)
 
 
 def freeze_towers(config: OptimizerConfig, model: TwoTowers) -> None:
@@ -97,8 +123,8 @@ def parameter_groups(
         undecayed: towers no weight of which decays: those that start from trained weights.
 
     Returns:
-        Groups of `params`, `weight_decay`, and `learning_rate_share`, by which a step's learning rate is
-        multiplied.
+        Groups of `params`, `weight_decay`, `learning_rate_share`, by which a step's learning rate is
+        multiplied, and `use_muon`.
     """
     groups: dict[_Treatment, list[nn.Parameter]] = {}
     for treatment, parameter in _treatments(config, model, undecayed):
@@ -109,6 +135,7 @@ def parameter_groups(
 class _Treatment(NamedTuple):
     learning_rate_share: float
     weight_decay: float
+    use_muon: bool
 
 
 def _treatments(
@@ -119,13 +146,17 @@ def _treatments(
             continue
         tower = name.partition(".")[0]
         if tower not in TOWERS:
-            yield _Treatment(1.0, 0.0), parameter
+            yield _Treatment(1.0, 0.0, False), parameter
             continue
         own: TowerOptimizerConfig = getattr(config, tower)
         depth = getattr(model.config, tower).depth
         share = own.learning_rate_share * own.layer_decay ** (depth + 1 - _layer(name, depth))
         decays = _is_matrix(name, parameter) and tower not in undecayed
-        yield _Treatment(share, config.weight_decay * own.weight_decay_share if decays else 0.0), parameter
+        decay = config.weight_decay * own.weight_decay_share if decays else 0.0
+        use_muon = config.kind == "muon" and ".blocks." in name and _is_matrix(name, parameter)
+        if use_muon:
+            share *= config.muon.learning_rate_share
+        yield _Treatment(share, decay, use_muon), parameter
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from navit_clip.config import load_config
 from navit_clip.data import TrainLoader, deal_again
@@ -78,8 +81,8 @@ class Checkpoint:
         engine.restore(
             EngineState(
                 weights={},
-                average=load_file(self.folder / "model" / WEIGHTS_FILE) if averaged else {},
-                moments=load_file(self.folder / MOMENTS),
+                average=_Saved(self.folder / "model" / WEIGHTS_FILE) if averaged else {},
+                moments=_Saved(self.folder / MOMENTS),
                 optimizer_steps=self.record["optimizer_steps"],
             )
         )
@@ -96,6 +99,26 @@ class Checkpoint:
             return ""
         loader.load_state(deal_again(states, world.size, num_workers)[world.rank])
         return f", its samples dealt again from {streams[0]} x {streams[1]} workers"
+
+
+class _Saved(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for: no rank holds all that it needs a share of."""
+
+    def __init__(self, file: Path):
+        self._file = safe_open(file, framework="pt")
+        self._names = set(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Found(NamedTuple):

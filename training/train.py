@@ -65,8 +65,7 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     tokenizer = load_tokenizer(config.tokenizer)
     _check_vocabulary(config, tokenizer)
     if config.validation.data.shards:
-        # An error now, rather than at the first validation.
-        find_shards(config.validation.data.shards, config.data.remote)
+        find_shards(config.validation.data.shards)  # an error now, rather than at the first validation
     backend = choose_backend(config.attention, world.device, config.engine.compute_dtype)
     loader = TrainLoader(
         config.data,
@@ -125,7 +124,7 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
                 loader,
                 checkpoints,
                 recorder,
-                lambda at: _evaluate(config, engine, tokenizer, recorder, at, world),
+                lambda at: _evaluate(config, engine, tokenizer, recorder, stop, at, world),
                 stop,
                 progress,
                 world,
@@ -140,10 +139,11 @@ def _evaluate(
     engine: Engine,
     tokenizer: Tokenizer,
     recorder: Recorder,
+    stop: StopRequest,
     progress: Progress,
     world: World,
 ) -> None:
-    """Validation loss and the run's evaluation tasks on the model as it is now."""
+    """Validation loss and evaluation tasks on the model as it is now; no further ones once asked to stop."""
     at = {"step": progress.step, "pairs": progress.pairs}
     model = engine.whole_model()
     if config.validation.data.shards:
@@ -157,13 +157,16 @@ def _evaluate(
             world.size,
             faults,
             config.model.image.position.reach,
-            config.data.remote,
         )
         loss = validation_loss(config.validation, config.loss, model, batches, world)
         recorder.score("validation", {**at, "loss": loss, "skipped": sum(faults.counts.values())})
+    if stop.asked():
+        return
     for result in evaluate(PackedModel(model, tokenizer), config.evaluation, world):
         record = result.as_json(model=config.folder, pretrained=f"step {progress.step}")
         recorder.score("eval", {**at, **{name: record[name] for name in _EVAL_ROW}})
+        if stop.asked():
+            return
 
 
 _EVAL_ROW = ("dataset", "task", "metrics", "chance", "num_samples", "skipped", "tokens_per_image")

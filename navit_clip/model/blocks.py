@@ -7,7 +7,9 @@ NaViT's choices (§2.1 of the paper, after ViT-22B) are two settings: `qk_norm` 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
@@ -60,6 +62,18 @@ class Transformer(nn.Module):
         self.norm = layer_norm(config.width, config)
         self.checkpoint_blocks = config.checkpoint_blocks
 
+    def compile_blocks(self) -> None:
+        """Has torch.compile fuse what blocks do to each token by itself, for any number of tokens at once.
+
+        Attention stays the kernel that it is: where sequences begin and end is data, and no part of a graph,
+        so that no pack makes anything compile again.
+        """
+        attend: Any = torch.compiler.disable(packed_attention)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.attend = attend
+            block.forward = torch.compile(block.forward, dynamic=True)
+
     def forward(
         self,
         tokens: Float[Tensor, "tokens dim"],
@@ -104,6 +118,7 @@ class Attention(nn.Module):
         head_dim = config.width // config.num_heads
         self.num_heads = config.num_heads
         self.causal = causal
+        self.attend = packed_attention
         self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=config.biases)
         self.query_norm = layer_norm(head_dim, config) if config.qk_norm else nn.Identity()
         self.key_norm = layer_norm(head_dim, config) if config.qk_norm else nn.Identity()
@@ -117,7 +132,7 @@ class Attention(nn.Module):
             query, key = rotate(query, turns), rotate(key, turns)
         # Autocast computes norms in fp32, and turns are; attention kernels want one dtype.
         query, key = query.type_as(value), key.type_as(value)
-        attended = packed_attention(query, key, value, offsets, max_length, self.causal)
+        attended = self.attend(query, key, value, offsets, max_length, self.causal)
         return self.output(attended.flatten(1))
 
 

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import training.loop
+import training.train
 from navit_clip.batch import Batch
 from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
@@ -34,6 +35,7 @@ from training.engine import Engine, EngineConfig
 from training.gradient import accumulate_gradient
 from training.resume import find_checkpoint
 from training.train import run_training
+from training.validation import validation_loss
 
 CHECKPOINT = CheckpointConfig(every=2, keep=0)
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -270,6 +272,32 @@ def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not_been(tmp_path: Pa
     folders = [resolve_model_folder(run.folder) for run in (config, asked)]
     expected, found = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(weight.equal(found[name]) for name, weight in expected.items())
+
+
+def ask_while_validating(world: World, config: RunConfig) -> tuple[bool, int, bool]:
+    """Whether the run is stopped in its evaluation, tasks begun before, whether it is when it goes on."""
+    begun = count()
+
+    def validate(*arguments: Any) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validation_loss(*arguments)
+
+    def evaluate(*_: Any):
+        next(begun)
+        yield from ()
+
+    training.train.validation_loss, training.train.evaluate = validate, evaluate
+    stopped = run_training(config, world).stopped
+    training.train.validation_loss = validation_loss
+    return stopped, next(begun), run_training(config, world, "auto").stopped
+
+
+def test_a_run_that_is_asked_to_stop_while_it_is_evaluated_is_evaluated_when_it_goes_on(tmp_path: Path):
+    config = small_run(tmp_path, pairs=30)
+    held_out = replace(config.validation.data, shards=config.data.shards, side=32)
+    config = replace(config, validation=replace(config.validation, data=held_out))
+    assert on_ranks(1, ask_while_validating, config) == [(True, 0, False)]
+    assert [row["kind"] for row in rows(Path(config.folder))].count("validation") == 1
 
 
 def test_auto_takes_the_newest_that_is_whole_and_says_why_not_the_others(tmp_path: Path):

@@ -21,5 +21,11 @@ def test_where_positions_end_no_image_may_be_longer(tmp_path, position):
     small_run(tmp_path, model=model, **resolution(tmp_path, **square))
 
 
+def test_muon_and_clipping_do_not_go_together(tmp_path):
+    with pytest.raises(ConfigError, match=r"engine.gradient_clipping: expected 0 .* muon, found 1\.0"):
+        small_run(tmp_path, optimizer={"kind": "muon"})
+    small_run(tmp_path, optimizer={"kind": "muon"}, engine={"gradient_clipping": 0.0})
+
+
 def resolution(folder, **settings) -> dict:
     return {"data": {"shards": [str(folder / "shards")], "resolution": settings}}

@@ -64,7 +64,7 @@ Way = tuple[EngineConfig, bool]
 SOME: list[tuple[int, list[Way]]] = [
     (1, [(fp32(accumulation=4), False), (fp32(zero_stage=3, accumulation=2), True)]),
     (2, [(fp32(), False), (fp32(zero_stage=1), False), (fp32(zero_stage=2, accumulation=2), False)]),
-    (4, [(fp32(zero_stage=2, offload_optimizer=True), False), (fp32(zero_stage=3), False)]),
+    (4, [(fp32(zero_stage=2, offload_optimizer="cpu"), False), (fp32(zero_stage=3), False)]),
 ]
 ALL: list[tuple[int, list[Way]]] = [
     (ranks, [(fp32(zero_stage=stage, accumulation=PARTS // ranks // size), False) for stage in range(4)])
@@ -142,6 +142,9 @@ def test_evaluation_computes_as_training_does(tmp_path: Path):
     [
         ({"zero_stage": 4}, "zero_stage: expected 0, 1, 2 or 3, found 4"),
         ({"accumulation": 0}, "accumulation: expected at least 1, found 0"),
+        ({"offload_optimizer": "cpu"}, "offload_optimizer: cpu needs zero_stage 1 at least, found 0"),
+        ({"offload_optimizer": "nvme", "zero_stage": 2}, "nvme needs zero_stage 3 at least, found 2"),
+        ({"offload_optimizer": "nvme", "zero_stage": 3}, "offload_folder: expected a folder"),
         ({"gradient_clipping": -1.0}, r"gradient_clipping: expected at least 0, found -1\.0"),
     ],
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from navit_clip.errors import ConfigError
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from training.optimizer import (
+    MuonConfig,
     OptimizerConfig,
     TowerOptimizerConfig,
     freeze_towers,
@@ -94,6 +96,54 @@ def test_the_optimizer_takes_the_config_s_settings():
     assert optimizer.defaults["lr"] == 0.5
     assert optimizer.defaults["betas"] == (0.9, 0.9)
     assert optimizer.defaults["eps"] == 1e-6
+
+
+def test_muon_trains_the_matrices_of_blocks_and_nothing_else():
+    model = make_model()
+    config = OptimizerConfig(
+        kind="muon", muon=MuonConfig(learning_rate_share=3.0), image=TowerOptimizerConfig(layer_decay=0.5)
+    )
+    share = settings(model, "learning_rate_share", config=config)
+    use_muon = settings(model, "use_muon", config=config)
+    assert {name for name, used in use_muon.items() if used} == {
+        f"{tower}.transformer.blocks.{block}.{layer}.weight"
+        for tower in ("image", "text")
+        for block in range(2)
+        for layer in ("attention.query_key_value", "attention.output", "mlp.expand", "mlp.contract")
+    }
+    assert share["image.transformer.blocks.0.mlp.expand.weight"] == 3 * 0.25
+    assert share["text.transformer.blocks.0.mlp.expand.weight"] == 3
+    assert share["text.token_embedding.weight"] == 1
+
+
+def orthogonal(gradient: torch.Tensor) -> torch.Tensor:
+    """Muon's step for a first gradient: five iterations of Newton and Schulz, in float64."""
+    step = gradient.double() / gradient.double().norm()
+    for _ in range(5):
+        square = step @ step.T
+        step = 3.4445 * step + (-4.7750 * square + 2.0315 * square @ square) @ step
+    return step * max(1, gradient.shape[0] / gradient.shape[1]) ** 0.5
+
+
+def test_a_step_of_muon_is_orthogonal_and_the_others_are_adamw_s():
+    torch.manual_seed(0)
+    model = make_model()
+    optimizer = make_optimizer(OptimizerConfig(kind="muon", weight_decay=0.0), model)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    gradients = {name: torch.randn_like(weight) for name, weight in model.named_parameters()}
+    for name, weight in model.named_parameters():
+        weight.grad = gradients[name].clone()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    with torch.compiler.set_stance("force_eager"):  # DeepSpeed has Muon compiled, which takes a minute
+        optimizer.step()
+    for name, weight in model.named_parameters():
+        moved = (before[name] - weight.detach()) / 0.1
+        if ".blocks." in name and weight.ndim == 2:
+            expected = orthogonal(gradients[name])
+            assert (moved - expected).norm() < 2e-2 * expected.norm(), name
+        else:
+            torch.testing.assert_close(moved, gradients[name].sign(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

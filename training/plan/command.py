@@ -15,6 +15,7 @@ from dataclasses import replace
 from navit_clip.config import load_config
 from navit_clip.errors import ConfigError
 from training.config import RunConfig
+from training.engine import OFFLOADS_FROM
 from training.plan.hardware import GIB, GPUS, Hardware, measured_here
 from training.plan.memory import Memory, count_weights, memory_of
 from training.plan.step_time import StepTime, step_time
@@ -101,8 +102,9 @@ def largest_budget(config: RunConfig, workload: Workload, num_ranks: int, hardwa
 
 
 def _row(config: RunConfig, stage: int, workload: Workload, num_ranks: int, hardware: Hardware) -> str:
-    offload = config.engine.offload_optimizer and stage > 0
-    staged = replace(config, engine=replace(config.engine, zero_stage=stage, offload_optimizer=offload))
+    offloads = stage >= OFFLOADS_FROM[config.engine.offload_optimizer]
+    place = {} if offloads else {"offload_optimizer": "none", "offload_folder": ""}
+    staged = replace(config, engine=replace(config.engine, zero_stage=stage, **place))
     memory: Memory = memory_of(staged, workload, num_ranks, _device_type(hardware))
     parts = (
         memory.weights,

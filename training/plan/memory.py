@@ -60,11 +60,12 @@ def memory_of(config: RunConfig, workload: Workload, num_ranks: int, device_type
     weights, share = trained + frozen, trained / num_ranks
     stage, half = engine.zero_stage, engine.precision == "bf16"
     held = weights / num_ranks if stage == 3 else weights
-    copy = share if stage and not engine.offload_optimizer else 0
+    offloads = engine.offload_optimizer != "none"
+    copy = share if stage and not offloads else 0
     # Whole weights in the precision that is computed in: gathered at stage 3, else what autocast has cast.
     whole = (2 if half else FP32) * min(weights, LIVE) if stage == 3 or half else 0
     average = (held if engine.average_decay else 0) * FP32
-    moments = 0 if engine.offload_optimizer else 2 * FP32 * (share if stage else trained)
+    moments = 0 if offloads else 2 * FP32 * (share if stage else trained)
     image, text = (activation_bytes(config, workload, tower, device_type) for tower in TOWERS)
     return Memory(
         weights=FP32 * (held + copy) + whole,
@@ -122,7 +123,7 @@ def block_bytes(tower: TransformerConfig, half: bool, device_type: str) -> float
     """What one block keeps of one token: what its norms, products, attention and GELU want back.
 
     The inputs of both norms and what comes out of them; queries, keys and values; what attention gives (twice
-    on a CPU, which joins what images of each length give); the MLP's hidden values before and after GELU.
+    on a CPU, whose kernel keeps it in its own order); the MLP's hidden values before and after GELU.
     """
     compute = 2 if half else FP32
     attended = 2 if device_type == "cpu" else 1
