@@ -32,7 +32,9 @@ class Timing(NamedTuple):
 def take_turns(
     runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, Timing]:
-    """Runs everything once to warm up, and then in turns.
+    """Runs everything once to warm up, and then in turns, each round beginning with another.
+
+    What one leaves in caches and in the allocator helps or hinders the next: that should not be one alone.
 
     Args:
         runs: what to time, by name.
@@ -41,8 +43,10 @@ def take_turns(
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
-        for name, run in runs.items():
-            elapsed = _elapsed(run, device)
+        first = turn % len(runs)
+        order = [*runs][first:] + [*runs][:first]
+        for name in order:
+            elapsed = _elapsed(runs[name], device)
             if turn:
                 seconds[name].append(elapsed)
     return {

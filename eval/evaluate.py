@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from eval.loading import load_judged, model_home
-from eval.model import JudgedModel, PackedModel, weights_hash
+from eval.model import JudgedModel, PackedModel
 from eval.records import check_writable, write_record
 from eval.result import TaskResult, shown_metric
 from eval.store import Store
@@ -24,7 +24,7 @@ from navit_clip.config import build_config, load_config
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
 from navit_clip.model.attention import choose_backend
-from navit_clip.weights import evaluated_tokens
+from navit_clip.weights import evaluated_tokens, weights_hash
 
 OUTPUT = "{folder}/eval/results.jsonl"
 VECTORS = "{folder}/eval/vectors"

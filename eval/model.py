@@ -161,12 +161,3 @@ class PackedPreparation:
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
         order = np.random.default_rng(seed).permutation(count)
         return np.sort(order[: max(1, round(self._config.keep * count))])
-
-
-def weights_hash(module: nn.Module) -> str:
-    """A hash of all parameters and buffers, their names, shapes and types: equal weights, equal hash."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -53,6 +53,14 @@ def load_config(
     return build_config(schema, tree, where)
 
 
+def config_of(schema: type[Config], settings: Sequence[str], where: str) -> Config:
+    """Builds the dataclass `schema` from `dotted.key=value` settings alone; `where` names them in errors."""
+    tree: dict[Any, Any] = {}
+    for setting in settings:
+        tree = _merge(tree, _parse_override(setting))
+    return build_config(schema, tree, where)
+
+
 def build_config(schema: type[Config], tree: dict[Any, Any], where: str) -> Config:
     """Builds the dataclass `schema` from plain data; `where` names the source in errors."""
     try:

@@ -15,8 +15,6 @@ LINE = 20
 """Pixels of a line of text."""
 GAP = 12
 COLUMNS = 6
-LONGEST_LINE = 32
-"""Characters that fit under a picture."""
 
 
 def draw_contact_sheet(title: str, pictures: Sequence[tuple[str, bytes]]) -> Image.Image:
@@ -45,10 +43,16 @@ def draw_contact_sheet(title: str, pictures: Sequence[tuple[str, bytes]]) -> Ima
         else:
             picture.thumbnail((CELL, CELL))
             sheet.paste(picture, (left + (CELL - picture.width) // 2, top + CELL - picture.height))
-        shown = (
-            line
-            if len(line) <= LONGEST_LINE
-            else f"{line[: LONGEST_LINE // 2]}…{line[1 - LONGEST_LINE // 2 :]}"
-        )
-        draw.text((left, top + CELL + 2), shown, fill="black", font=font)
+        draw.text((left, top + CELL + 2), shortened(line, font, CELL), fill="black", font=font)
     return sheet
+
+
+def shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """A line without as much of its middle as makes it fit into `width` pixels; its ends tell keys apart."""
+    shown = line
+    for left_out in range(2, len(line)):
+        if font.getlength(shown) <= width:
+            break
+        kept = len(line) - left_out
+        shown = f"{line[: kept - kept // 2]}…{line[len(line) - kept // 2 :]}"
+    return shown

@@ -22,6 +22,7 @@ from navit_clip.distributed import World
 from navit_clip.embedding_sources import CaptionSource, ImageSource
 from navit_clip.errors import ConfigError, DataError, SampleError
 from navit_clip.pretrained import NavitClip
+from navit_clip.remote_option import add_remote_option, remote_config
 from navit_clip.vector_files import (
     Description,
     Vectors,
@@ -32,6 +33,7 @@ from navit_clip.vector_files import (
     read_vectors,
     write_part,
 )
+from navit_clip.weights import weights_hash
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -56,14 +58,16 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
             )
     check_format(arguments.format)
     is_images = arguments.images is not None
+    remote = remote_config(arguments.remote)
     source = (
-        ImageSource(arguments.images)
+        ImageSource(arguments.images, remote)
         if is_images
-        else CaptionSource(arguments.captions, arguments.caption_key)
+        else CaptionSource(arguments.captions, arguments.caption_key, remote)
     )
     model = _open(arguments, world.device)
     description = Description(
         model=arguments.model,
+        weights=weights_hash(model.towers),
         kind="images" if is_images else "captions",
         source=list(arguments.images or arguments.captions),
         caption_key=arguments.caption_key,
@@ -145,10 +149,10 @@ def _search(arguments: argparse.Namespace) -> int:
     description = read_description(arguments.out)
     vectors = read_vectors(arguments.out)
     model = _open(arguments, torch.device("cpu"))
-    if model.towers.embedding_dim != description.dim:
+    if weights_hash(model.towers) != description.weights:
         raise ConfigError(
-            f"{arguments.out}: vectors of {description.dim} values, and {arguments.model} gives "
-            f"{model.towers.embedding_dim}: not of this model"
+            f"{arguments.out}: vectors of {description.model}, made with other weights than those of "
+            f"{arguments.model}; embed again into another folder"
         )
     logits = model.logits(torch.from_numpy(vectors.rows), model.encode_text([arguments.search]))[:, 0]
     best = logits.topk(min(arguments.top, len(logits)))
@@ -156,7 +160,7 @@ def _search(arguments: argparse.Namespace) -> int:
     for probability, index in found:
         print(f"{probability:8.4f}  {vectors.keys[index]}  {vectors.captions[index]}".rstrip())
     if description.kind == "images":
-        source = ImageSource(description.source)
+        source = ImageSource(description.source, remote_config(arguments.remote))
         places = {key: place for place, key in enumerate(source.keys)}
         pictures = [
             (f"{place}. {vectors.keys[index]}", source[places[vectors.keys[index]]])
@@ -194,5 +198,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-workers", type=int, default=2, help="decoding processes on each rank (2)")
     add("--precision", choices=list(PRECISIONS), default="fp32", help="of products and attention (fp32)")
     add("--top", type=int, default=24, help="how many --search shows (24)")
+    add_remote_option(parser)
     add("--sheet", type=Path, help="picture that --search draws (OUT/search.png)")
     return parser

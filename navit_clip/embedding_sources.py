@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from navit_clip.data.faults import Faults
+from navit_clip.data.remote import RemoteConfig
 from navit_clip.data.samples import IMAGE_EXTENSIONS, read_sample, read_samples
 from navit_clip.data.shards import find_shards
 from navit_clip.data.tar_index import OpenShards
@@ -18,15 +19,16 @@ class ImageSource:
 
     Args:
         source: a folder that holds images, at any depth; or patterns of shards.
+        remote: how to fetch shards from elsewhere.
 
     Raises:
         DataError: nothing is there.
     """
 
-    def __init__(self, source: Sequence[str]):
-        self._source = source
+    def __init__(self, source: Sequence[str], remote: RemoteConfig | None = None):
+        self._arguments = (source, remote)
         self._files = _image_files(source)
-        self._shards = [] if self._files else find_shards(source)
+        self._shards = [] if self._files else find_shards(source, remote)
         self._open = OpenShards(self._shards)
         self._places: list[tuple[int, int]] = []
         self.keys: list[str] = [key for key, _ in self._files]
@@ -37,7 +39,7 @@ class ImageSource:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Open files do not cross into worker processes; each opens its own.
-        return (ImageSource, (self._source,))
+        return (ImageSource, self._arguments)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -60,19 +62,20 @@ class CaptionSource:
     Args:
         source: one text file with a caption a line, or patterns of shards.
         caption_key: where shards have captions.
+        remote: how to fetch shards from elsewhere.
 
     Raises:
         DataError: nothing is there.
     """
 
-    def __init__(self, source: Sequence[str], caption_key: str):
+    def __init__(self, source: Sequence[str], caption_key: str, remote: RemoteConfig | None = None):
         self.keys: list[str] = []
         self._captions: list[str] = []
         first = Path(source[0])
         if len(source) == 1 and first.is_file() and first.suffix != ".tar":
             self._read_lines(first)
             return
-        for sample in read_samples(source, caption_key, faults=Faults()):
+        for sample in read_samples(source, caption_key, faults=Faults(), remote=remote):
             for number, caption in enumerate(sample.captions):
                 self.keys.append(f"{sample.key}#{number}")
                 self._captions.append(caption)

@@ -8,6 +8,7 @@ from pathlib import Path
 from navit_clip.data.draws import check_template, fill_template
 from navit_clip.data.samples import read_samples
 from navit_clip.errors import ConfigError
+from navit_clip.remote_option import add_remote_option, remote_config
 from navit_clip.tokenizer import train_tokenizer
 
 LONGEST_CAPTION = 64
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ConfigError(f"{arguments.out}: expected a folder to write, after the shards; found a file")
-    samples = read_samples(arguments.shards, arguments.caption_key)
+    samples = read_samples(arguments.shards, arguments.caption_key, remote=remote_config(arguments.remote))
     templates = arguments.template or ["{}"]
     for template in templates:
         check_template(template, key="--template")
@@ -59,4 +60,5 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="learn from this text with each caption in place of {}, as in 'a photo of {}'; repeatable",
     )
+    add_remote_option(train)
     return parser

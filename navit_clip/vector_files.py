@@ -28,6 +28,8 @@ class Description:
 
     model: str
     """A run, checkpoint or model folder, or a name on the hub."""
+    weights: str
+    """Hash of its weights: a run may have gone on since."""
     kind: Literal["images", "captions"]
     """What a vector stands for."""
     source: list[str]

@@ -9,6 +9,7 @@ A folder appears whole or not at all: it is written beside its place and then re
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from navit_clip.config import load_config, save_config
 from navit_clip.errors import CheckpointError, ConfigError
@@ -107,9 +108,11 @@ def load_model(folder: Path) -> LoadedModel:
         CheckpointError: a file is missing or unreadable, or the weights are not those that the config
             describes; the message lists what is missing, what is too much, and which shapes differ.
     """
-    for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FOLDER):
-        if not (folder / name).exists():
-            raise CheckpointError(f"{folder}: not a whole model folder: there is no {name} in it")
+    names = (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FOLDER)
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise CheckpointError(
+            f"{folder}: not a whole model folder: there is no {', no '.join(missing)} in it"
+        )
     try:
         config = load_config(ClipConfig, folder / CONFIG_FILE)
     except ConfigError as error:
@@ -146,6 +149,15 @@ def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
         faults.append(f"of another shape: {_listed(shapes)}")
     if faults:
         raise CheckpointError(f"{where}: weights of another model; " + "; ".join(faults))
+
+
+def weights_hash(module: nn.Module) -> str:
+    """A hash of all parameters and buffers, their names, shapes and types: equal weights, equal hash."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def copy_tower(source: TwoTowers, target: TwoTowers, tower: Tower, where: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from navit_clip.batch import Captions, PackedImages, Patches
 
@@ -22,6 +23,17 @@ def noise_image(rows: int, columns: int, patch_size: int, seed: int, keep: float
 def noise_images(grids: Sequence[tuple[int, int]], patch_size: int, keep: float = 1.0) -> list[Patches]:
     """One image of noise for each (rows, columns)."""
     return [noise_image(*grid, patch_size, seed, keep) for seed, grid in enumerate(grids)]
+
+
+def patches_of_pixels(inputs: dict) -> list[Patches]:
+    """The images that are in what Siglip2ImageProcessor makes, padded to one length."""
+    images = []
+    for row, grid in zip(inputs["pixel_values"], inputs["spatial_shapes"], strict=True):
+        rows, columns = grid.tolist()
+        pixels = ((row[: rows * columns] + 1) * 127.5).round().to(torch.uint8).numpy()
+        position = np.indices((rows, columns), dtype=np.int32).reshape(2, -1).T.copy()
+        images.append(Patches(pixels, position, (rows, columns)))
+    return images
 
 
 def noise_captions(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[list[int]]:

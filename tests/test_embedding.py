@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from navit_clip.cli import main as command
+from navit_clip.contact_sheet import shortened
 from navit_clip.data.patches import image_patches
 from navit_clip.embedding import _embed, _parser, main
 from navit_clip.errors import CheckpointError, ConfigError, DataError
@@ -79,6 +80,20 @@ def test_an_interrupted_embedding_goes_on(model, shards, tmp_path, capsys):
         main([*arguments, "--tokens-per-image", "40"])
 
 
+def test_vectors_of_a_model_that_has_changed_since_are_not_mixed(shards, tmp_path):
+    folder = tmp_path / "model"
+    save_model(trained(), small_tokenizer(), folder)
+    arguments = [str(folder), str(tmp_path / "vectors")]
+    main([*arguments, "--images", *shards, *flags()])
+    changed = trained()
+    changed.logit_bias.data += 1
+    save_model(changed, small_tokenizer(), folder)
+    with pytest.raises(ConfigError, match=r"vectors of another making: weights is \w+ there;"):
+        main([*arguments, "--images", *shards, *flags()])
+    with pytest.raises(ConfigError, match="made with other weights than those of"):
+        main([*arguments, "--search", "a dog"])
+
+
 def embed_on_rank(world, arguments: list[str]) -> None:
     _embed(_parser().parse_args(arguments), world)
 
@@ -120,6 +135,16 @@ def test_search_ranks_as_the_model_does_and_draws_a_sheet(model, tmp_path, capsy
     assert [line.split()[1] for line in printed[:3]] == best
     with Image.open(tmp_path / "vectors" / "search.png") as sheet:
         assert sheet.size == (12 + 3 * 204, 2 * 12 + 20 + 192 + 20 + 12)
+
+
+def test_lines_under_pictures_are_cut_to_their_width():
+    font = ImageFont.load_default(size=13)
+    for line in ("", "i" * 60, "W" * 60, "12. shard-00017/000170034_de0f59770f"):
+        shown = shortened(line, font, 192)
+        assert font.getlength(shown) <= 192
+        assert (shown == line) == (font.getlength(line) <= 192)
+        assert shown[:6] == line[:6]
+        assert shown[-5:] == line[-5:]
 
 
 def test_what_cannot_be_embedded_is_said(model, shards, tmp_path):

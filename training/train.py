@@ -65,7 +65,8 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     tokenizer = load_tokenizer(config.tokenizer)
     _check_vocabulary(config, tokenizer)
     if config.validation.data.shards:
-        find_shards(config.validation.data.shards)  # an error now, rather than at the first validation
+        # An error now, rather than at the first validation.
+        find_shards(config.validation.data.shards, config.data.remote)
     backend = choose_backend(config.attention, world.device, config.engine.compute_dtype)
     loader = TrainLoader(
         config.data,
@@ -157,6 +158,7 @@ def _evaluate(
             world.size,
             faults,
             config.model.image.position.reach,
+            config.data.remote,
         )
         loss = validation_loss(config.validation, config.loss, model, batches, world)
         recorder.score("validation", {**at, "loss": loss, "skipped": sum(faults.counts.values())})

@@ -11,6 +11,7 @@ from navit_clip.data.faults import Faults
 from navit_clip.data.packing import Packer
 from navit_clip.data.pairs import Pair, batch_of
 from navit_clip.data.patches import image_patches
+from navit_clip.data.remote import RemoteConfig
 from navit_clip.data.resize import tokens_of_side
 from navit_clip.data.samples import check_caption_key, read_samples
 from navit_clip.errors import ConfigError, DataError, SampleError
@@ -49,6 +50,7 @@ def validation_batches(
     world_size: int = 1,
     faults: Faults | None = None,
     longest: int = 0,
+    remote: RemoteConfig | None = None,
 ) -> Iterator[Batch]:
     """Batches of one rank's share: every pair once over all ranks, in order, the last batch as it comes.
 
@@ -63,6 +65,7 @@ def validation_batches(
         world_size: the number of ranks; rank r takes every sample whose number i has i % world_size == r.
         faults: counts samples that were skipped.
         longest: most patches along a side (`PositionConfig.reach`); 0 for any number.
+        remote: how to fetch shards from elsewhere.
 
     Raises:
         ConfigError: an image of this side would not fit a batch.
@@ -77,9 +80,7 @@ def validation_batches(
     faults = Faults() if faults is None else faults
     packer: Packer[Pair] = Packer(config.tokens_per_batch, lookahead=1)
     num_pairs = 0
-    for sample in read_samples(
-        config.shards, config.caption_key, faults=faults, rank=rank, world_size=world_size
-    ):
+    for sample in read_samples(config.shards, config.caption_key, False, faults, rank, world_size, remote):
         try:
             patches = image_patches(sample.image, patch_size, num_tokens, longest)
         except SampleError as error:

@@ -33,7 +33,7 @@ from navit_clip.huggingface import open_clip_format, own_architecture, siglip, s
 from navit_clip.huggingface.import_verification import verify_import
 from navit_clip.huggingface.open_clip_weights import clip_weights
 from navit_clip.huggingface.quiet import quiet_transformers
-from navit_clip.huggingface.weight_files import read_json, read_weights
+from navit_clip.huggingface.weight_files import missing_weights, read_json, read_weights
 from navit_clip.model import ClipConfig, TwoTowers
 from navit_clip.tokenizer import Cleaning, OpenClipTokenizer, PaddedTokenizer, Tokenizer, load_tokenizer
 from navit_clip.weights import LoadedModel, check_weights, save_model
@@ -41,6 +41,9 @@ from navit_clip.weights import LoadedModel, check_weights, save_model
 CONFIG_FILE = "config.json"
 KINDS = {"siglip2": (Siglip2Config, Siglip2Model), "siglip": (SiglipConfig, SiglipModel)}
 """What transformers calls the models that can come in: config and model classes."""
+ONE_TOWER = "one tower alone; import the pair that it is from: a run can start from either tower (init_from)"
+VOCABULARIES = ["tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt"]
+"""Files of a tokenizer, any of which will do."""
 PADDED, PACKED = CAPTIONS = ("padded", "packed")
 
 
@@ -100,15 +103,15 @@ def import_folder(
 
 def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None) -> ImportedModel:
     settings = read_json(folder / CONFIG_FILE)
-    kind = settings.get("model_type")
+    kind = str(settings.get("model_type"))
+    if kind != own_architecture.MODEL_TYPE and kind not in KINDS:
+        known = ", ".join([*KINDS, own_architecture.MODEL_TYPE])
+        raise CheckpointError(
+            f"{folder}: expected a pair of towers, of a model type among {known}, found {kind}"
+            + (f": {ONE_TOWER}" if "siglip" in kind else "")
+        )
     if kind == own_architecture.MODEL_TYPE:
         return _import_own(folder, settings)
-    if kind not in KINDS:
-        single = f"{kind}".startswith("siglip")
-        raise CheckpointError(
-            f"{folder}: expected a model of type {' or '.join(KINDS)}, a pair of towers, found {kind}"
-            + (": one tower alone" if single else "")
-        )
     config_class, model_class = KINDS[kind]
     try:
         config = config_class.from_dict(settings)
@@ -120,6 +123,7 @@ def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None)
         ) from error
     siglip2_config = siglip.siglip2_config_of(config) if isinstance(config, SiglipConfig) else config
     ours = siglip2.clip_config(siglip2_config)
+    _check_whole(folder, ["model"])
     weights = read_weights(folder, ["model"], allow_pickle)
     # Checkpoints of older versions hold the numbers 0, 1, 2 … of the positions, too.
     weights = {name: weight.float() for name, weight in weights.items() if not name.endswith(".position_ids")}
@@ -139,6 +143,7 @@ def _import_own(folder: Path, settings: dict[str, Any]) -> ImportedModel:
     config = own_architecture.clip_config(settings)
     attended_padding = bool(settings["text_config"].get("attended_padding"))
     theirs = own_architecture.NavitSiglipModel(own_architecture.own_config(config, attended_padding, {}))
+    _check_whole(folder, ["model"])
     weights = read_weights(folder, ["model"], allow_pickle=False)
     check_weights(weights, theirs.state_dict(), where=str(folder))
     theirs.load_state_dict(weights)
@@ -157,7 +162,9 @@ def _import_open_clip(folder: Path, allow_pickle: bool, tanh_gelu: bool) -> Impo
     settings = read_json(folder / open_clip_format.CONFIG_FILE)
     model = open_clip_format.open_clip_model(settings, tanh_gelu)
     config = open_clip_format.clip_config(model)
-    found = read_weights(folder, ["open_clip_model", "model"], allow_pickle)
+    names = ["open_clip_model", "model"]
+    _check_whole(folder, names, with_tokenizer=model.text.hf_tokenizer_name is not None)
+    found = read_weights(folder, names, allow_pickle)
     found = {name: weight.float() for name, weight in found.items()}
     theirs = open_clip_format.build(settings)
     weights = clip_weights(found, theirs.state_dict(), model.trunk, config, str(folder))
@@ -181,6 +188,18 @@ def _open_clip_tokenizer(text: CLIPTextCfg, folder: Path) -> Tokenizer:
     return PaddedTokenizer(_kept(backend), backend.pad_token_id, clean)
 
 
+def _check_whole(folder: Path, weights: Sequence[str], with_tokenizer: bool = True) -> None:
+    """Names all files that a half-copied folder lacks."""
+    missing = missing_weights(folder, weights)
+    if with_tokenizer:
+        expected = {"tokenizer_config.json": ["tokenizer_config.json"], "tokenizer.json": VOCABULARIES}
+        missing += [
+            name for name, any_of in expected.items() if not any((folder / file).exists() for file in any_of)
+        ]
+    if missing:
+        raise CheckpointError(f"{folder}: not copied whole: there is no {', no '.join(missing)} in it")
+
+
 def _loaded(
     config: ClipConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path
 ) -> LoadedModel:
@@ -191,7 +210,8 @@ def _loaded(
         )
     with torch.device("meta"):
         model = TwoTowers(config)
-    model.load_state_dict({name: weight.contiguous() for name, weight in weights.items()}, assign=True)
+    weights = {name: weight.float().contiguous() for name, weight in weights.items()}
+    model.load_state_dict(weights, assign=True)
     return LoadedModel(model.eval(), tokenizer)
 
 

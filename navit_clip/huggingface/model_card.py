@@ -11,7 +11,8 @@ from navit_clip.huggingface.siglip2 import TowerName
 from navit_clip.huggingface.verification import Verification
 from navit_clip.model import ClipConfig
 
-TAGS = "tags:\n- navit-clip\n- siglip\n"
+MARK = "tags:\n- navit-clip\n"
+"""By which an export of ours is known."""
 
 TASKS = {"both": "zero-shot-image-classification", "image": "image-feature-extraction", "text": ""}
 
@@ -135,7 +136,7 @@ def model_card(config: ClipConfig, facts: CardFacts, verification: Verification)
     task = f"pipeline_tag: {TASKS[tower]}\n" if TASKS[tower] else ""
     license_line = f"license: {facts.license}\n" if facts.license else ""
     library = LIBRARIES.get(facts.form, "transformers")
-    header = f"---\nlibrary_name: {library}\n{license_line}{task}{TAGS}---\n"
+    header = f"---\nlibrary_name: {library}\n{license_line}{task}{MARK}- siglip\n---\n"
     parts = [
         f"{header}\n# {facts.name}\n\n{TITLES[tower]} of a NaViT-CLIP model (packed contrastive pretraining "
         f"with a sigmoid loss), {KINDS[facts.form]}.",
@@ -155,7 +156,7 @@ def model_card(config: ClipConfig, facts: CardFacts, verification: Verification)
 def has_card(folder: Path) -> bool:
     """Whether a folder is an export of ours."""
     card = folder / "README.md"
-    return card.exists() and TAGS in card.read_text(encoding="utf-8", errors="replace")
+    return card.exists() and MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _usage(config: ClipConfig, facts: CardFacts) -> str:
@@ -203,7 +204,7 @@ def _input_notes(config: ClipConfig, facts: CardFacts) -> list[str]:
         f"{config.image.patch_size} pixels; pass `max_num_patches` for another number.",
         "- Put transparent images on white yourself: transformers drops transparency, training did not.",
         "- The image processor, which runs on torchvision, gives what evaluation saw to the bit; the one on "
-        'Pillow (`backend="pil"`) differs by a grey level in a few values of a thousand.',
+        'Pillow (`backend="pil"`) differs by a grey level here and there.',
     ]
     if facts.form == "siglip2":
         images.append(

@@ -23,6 +23,25 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 SHARD_INDEX = ".index.json"
 
 
+def missing_weights(folder: Path, names: Sequence[str]) -> list[str]:
+    """Files of a folder's weights that are not there; none where they are pickled.
+
+    Args:
+        folder: where to look.
+        names: file names without their endings, such as "model"; the first that is there counts.
+
+    Raises:
+        CheckpointError: an index of shards is broken.
+    """
+    for name in names:
+        whole, index = _places(folder, name)
+        if whole.exists():
+            return []
+        if index.exists():
+            return [shard for shard in _shards(index) if not (folder / shard).exists()]
+    return [] if _pickled(folder) else [" or ".join(f"{name}.safetensors" for name in names)]
+
+
 def read_weights(folder: Path, names: Sequence[str], allow_pickle: bool) -> dict[str, Tensor]:
     """A folder's weights.
 
@@ -32,18 +51,18 @@ def read_weights(folder: Path, names: Sequence[str], allow_pickle: bool) -> dict
         allow_pickle: read a pickled file where there is no safetensors file, tensors alone.
 
     Raises:
-        CheckpointError: there are no weights, or only pickled ones; shards are missing; a file is broken.
+        CheckpointError: there are no weights, or only pickled ones; files are missing or broken, all of which
+            are listed.
     """
+    if missing := missing_weights(folder, names):
+        raise CheckpointError(f"{folder}: not whole: there is no {', '.join(missing)} in it")
     for name in names:
-        whole, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors{SHARD_INDEX}"
+        whole, index = _places(folder, name)
         if whole.exists():
-            return _read_safetensors(whole)
+            return _read_safetensors([whole])
         if index.exists():
-            return _read_shards(index)
-    pickled = sorted(path for path in folder.glob("*") if path.suffix in PICKLED)
-    if not pickled:
-        expected = " or ".join(f"{name}.safetensors" for name in names)
-        raise CheckpointError(f"{folder}: no weights: there is no {expected} in it")
+            return _read_safetensors([folder / shard for shard in _shards(index)])
+    pickled = _pickled(folder)
     if not allow_pickle:
         raise CheckpointError(
             f"{folder}: its weights are pickled ({', '.join(path.name for path in pickled)}), and reading a "
@@ -74,38 +93,46 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _places(folder: Path, name: str) -> tuple[Path, Path]:
+    """Where weights in one piece are, and where the index of those in shards is."""
+    return folder / f"{name}.safetensors", folder / f"{name}.safetensors{SHARD_INDEX}"
+
+
+def _pickled(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix in PICKLED)
+
+
+def _shards(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index}: expected a weight_map from weights to files, found none")
-    files = sorted(set(weight_map.values()))
+    files = sorted({str(name) for name in weight_map.values()})
     # An index could name a file anywhere; a shard lies beside it.
     if outside := [name for name in files if Path(name).name != name]:
         raise CheckpointError(f"{index}: names files outside its folder: {', '.join(outside)}")
-    if missing := [name for name in files if not (index.parent / name).exists()]:
-        raise CheckpointError(
-            f"{index.parent}: not copied whole: {len(missing)} of {len(files)} shards are missing: "
-            + ", ".join(missing)
-        )
+    return files
+
+
+def _read_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    for name in files:
-        weights |= _read_safetensors(index.parent / name)
+    broken = []
+    for path in paths:
+        try:
+            weights |= load_file(path)
+        except SafetensorError as error:
+            broken.append(f"{path.name} ({error})")
+    if broken:
+        raise CheckpointError(f"{paths[0].parent}: not readable as safetensors: {', '.join(broken)}")
     return weights
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not readable as safetensors: {error}") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        # torch's own message advises to read it with everything that is in it.
         raise CheckpointError(
-            f"{path}: not readable as tensors alone: {str(error).splitlines()[0]}"
+            f"{path}: not readable as tensors alone: it is broken, or holds what could run code"
         ) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

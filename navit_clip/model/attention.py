@@ -134,16 +134,20 @@ def _sdpa(query, key, value, offsets, causal):
     if arrangement is not None:
         order = arrangement.order.to(query.device)
         query, key, value = query[order], key[order], value[order]
-    sizes = [count * length for count, length in groups]
-    outputs = []
-    for (count, length), *group in zip(
-        groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
-    ):
-        q, k, v = (part.unflatten(0, (count, length)).transpose(1, 2) for part in group)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        outputs.append(attended.transpose(1, 2).flatten(0, 1))
-    output = torch.cat(outputs)
+    if len(groups) == 1:  # nothing to take apart, which would cost copies here and in the backward pass
+        output = _equal_sequences(query, key, value, groups[0], causal)
+    else:
+        sizes = [count * length for count, length in groups]
+        parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), groups, strict=True)
+        output = torch.cat([_equal_sequences(q, k, v, group, causal) for q, k, v, group in parts])
     return output if arrangement is None else output[arrangement.inverse.to(query.device)]
+
+
+def _equal_sequences(query, key, value, group: tuple[int, int], causal: bool):
+    """One call for so many sequences of one length."""
+    q, k, v = (part.unflatten(0, group).transpose(1, 2) for part in (query, key, value))
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return attended.transpose(1, 2).flatten(0, 1)
 
 
 class _Plan(NamedTuple):

@@ -15,6 +15,7 @@ from navit_clip.data.shards import find_shards
 from navit_clip.data.stream import DataConfig
 from navit_clip.errors import ConfigError
 from navit_clip.model import ClipConfig
+from navit_clip.remote_option import add_remote_option, remote_config
 from navit_clip.shards.building import Build, build_shards
 from navit_clip.shards.inspection import inspect_shards, inspection_page, predict
 from navit_clip.shards.validation import validate_shards
@@ -56,14 +57,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
     check_caption_key(arguments.caption_key)
     if arguments.most < 1:
         raise ConfigError(f"--most: expected at least 1, found {arguments.most}")
-    shards = find_shards(arguments.shards)
-    found = inspect_shards(shards, arguments.caption_key, arguments.most)
+    data = None if arguments.config is None else _data_config(arguments)
+    remote = remote_config(arguments.remote) if data is None else data.remote
+    found = inspect_shards(find_shards(arguments.shards, remote), arguments.caption_key, arguments.most)
     prediction = None
-    if arguments.config is not None:
+    if data is not None:
         model = load_config(ClipConfig, arguments.config, arguments.set, section="model")
-        named = f"data.shards=[{','.join(map(repr, arguments.shards))}]"
-        data = load_config(DataConfig, arguments.config, [*arguments.set, named], section="data")
-        prediction = predict(replace(data, num_workers=0), model.image.patch_size, seed=0)
+        prediction = predict(data, model.image.patch_size, seed=0)
     title = ", ".join(arguments.shards)
     try:
         arguments.out.write_text(inspection_page(title, found, prediction), encoding="utf-8")
@@ -74,11 +74,19 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _data_config(arguments: argparse.Namespace) -> DataConfig:
+    """What the config says, of the shards that are looked at."""
+    shards = f"data.shards=[{','.join(map(repr, arguments.shards))}]"
+    remote = [f"data.remote.{setting}" for setting in arguments.remote]
+    settings = [*arguments.set, shards, *remote]
+    return replace(load_config(DataConfig, arguments.config, settings, section="data"), num_workers=0)
+
+
 def _validate(arguments: argparse.Namespace) -> int:
     check_caption_key(arguments.caption_key or None)
     if arguments.workers < 1:
         raise ConfigError(f"--workers: expected at least 1, found {arguments.workers}")
-    shards = find_shards(arguments.shards)
+    shards = find_shards(arguments.shards, remote_config(arguments.remote))
     start = time.perf_counter()
     checked = validate_shards(
         shards,
@@ -114,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--most", type=int, default=20_000, metavar="N", help="samples to look at (20000)")
     inspect.add_argument("--config", type=Path, help="a run's YAML: predicts tokens and fill")
     inspect.add_argument("--set", nargs="+", default=[], metavar="key=value", help="settings over the YAML's")
+    add_remote_option(inspect)
     inspect.set_defaults(run=_inspect)
 
     validate = commands.add_parser("validate", help="decode every sample; exit code 1 if any is bad")
@@ -123,5 +132,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     validate.add_argument("--labels", action="store_true", help="samples need a label (.cls), too")
     validate.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    add_remote_option(validate)
     validate.set_defaults(run=_validate)
     return parser

@@ -20,12 +20,12 @@ from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextT
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
 from navit_clip.weights import load_model, save_model
 from tests.data_builders import encode_image, noise_picture, write_pairs
-from tests.packs import pack_captions
+from tests.packs import pack_captions, patches_of_pixels
 
 PATCH_SIZE = 4
 TOKENS_PER_IMAGE = 50
 SIZES = [
-    *((8, 8), (31, 17), (40, 100), (100, 40), (64, 64), (5, 90), (90, 20), (33, 47), (120, 80), (16, 16)),
+    *((8, 8), (31, 17), (40, 100), (100, 40), (28, 28), (5, 90), (90, 20), (33, 47), (120, 80), (16, 16)),
     *((200, 150), (12, 13), (77, 50), (50, 77), (3, 3), (1, 20), (60, 61), (25, 100), (99, 98), (10, 40)),
 ]
 CAPTIONS = [
@@ -59,15 +59,18 @@ sys.meta_path.insert(0, Blocker())
 folder, work = sys.argv[1:]
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor, pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 
 model = AutoModel.from_pretrained(folder).eval()
 processor = AutoProcessor.from_pretrained(folder)
 images = [Image.open(f"{work}/{number:02}.png") for number in range(20)]
 captions = json.load(open(f"{work}/captions.json"))
 inputs = processor(text=captions, images=images, return_tensors="pt")
+slow = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=images, return_tensors="pt")
+assert type(processor.image_processor).__name__ == "Siglip2ImageProcessor"
 with torch.no_grad():
     outputs = model(**inputs)
+    of_slow = model.get_image_features(**slow).pooler_output
 ids = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
 classify = pipeline("zero-shot-image-classification", model=folder)
 ranked = classify(images[3], candidate_labels=captions[8:12], hypothesis_template="{}")
@@ -77,6 +80,9 @@ torch.save(
         "image": outputs.image_embeds,
         "text": outputs.text_embeds,
         "logits": outputs.logits_per_image,
+        "pixels": inputs["pixel_values"],
+        "slow": dict(slow),
+        "of_slow": torch.nn.functional.normalize(of_slow, dim=-1),
         "ids": ids,
         "scores": [scores[caption] for caption in captions[8:12]],
         "modules": [name for name in sys.modules if name.startswith("navit_clip")],
@@ -158,6 +164,13 @@ def test_a_process_without_this_package_gets_our_embeddings(run, exported, pictu
     torch.testing.assert_close(opened["text"], of_captions, atol=1e-5, rtol=0)
     logits = model.logit_scale.exp() * of_images @ of_captions.T + model.logit_bias
     torch.testing.assert_close(opened["logits"], logits, atol=1e-4, rtol=0)
+    # So do the patches of the processor on Pillow, which are others by a grey level here and there.
+    from_slow = model.encode_images(PackedImages.pack(patches_of_pixels(opened["slow"])))
+    torch.testing.assert_close(opened["of_slow"], from_slow, atol=1e-5, rtol=0)
+    levels = (opened["slow"]["pixel_values"] - opened["pixels"]).abs() * 127.5
+    assert 0.99 < levels.max() < 1.01
+    assert SIZES[4] == (28, 28)
+    assert levels[4].max() < 1e-4  # which needs no resize
     scores = torch.tensor(opened["scores"])
     torch.testing.assert_close(scores, logits[3, 8:12].sigmoid(), atol=1e-5, rtol=0)
 

@@ -196,7 +196,7 @@ def test_pickles_are_read_only_when_asked_for_and_never_run(tmp_path, monkeypatc
     assert torch.equal(loaded.model.logit_bias, weights["logit_bias"])
     for dump in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))):
         dump({**weights, "logit_bias": Exploding()}, folder / "pytorch_model.bin")
-        with pytest.raises(CheckpointError, match="not readable as tensors alone"):
+        with pytest.raises(CheckpointError, match=r"not readable as tensors alone: .* could run code$"):
             import_folder(folder, allow_pickle=True)
     assert not Path("exploded").exists()
 
@@ -245,27 +245,44 @@ def test_wrong_open_clip_weights_are_listed(tmp_path):
         import_folder(folder)
 
 
-def test_a_half_copied_folder_is_named(tmp_path):
+def test_a_half_copied_folder_is_listed(tmp_path):
+    """All that is missing at once, then all that is broken."""
     folder = tmp_path / "google"
     siglip2_folder(folder, max_shard_size="10KB")
-    shards = sorted(folder.glob("model-*.safetensors"))
-    shards[1].unlink()
-    with pytest.raises(CheckpointError, match=rf"1 of {len(shards)} shards are missing: {shards[1].name}"):
+    shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    for name in (*shards[1:3], "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).rename(tmp_path / name)
+    with pytest.raises(CheckpointError) as raised:
         import_folder(folder)
-    shards[0].write_bytes(shards[0].read_bytes()[:100])
-    shards[1].write_bytes(b"")
-    with pytest.raises(CheckpointError, match="not readable as safetensors"):
+    missing = (*shards[1:3], "tokenizer_config.json", "tokenizer.json")
+    assert str(raised.value).endswith(f"not copied whole: there is no {', no '.join(missing)} in it")
+    for name in missing:
+        (tmp_path / name).rename(folder / name)
+    (folder / shards[0]).write_bytes((folder / shards[0]).read_bytes()[:100])
+    (folder / shards[2]).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not readable as safetensors") as raised:
         import_folder(folder)
+    assert [name for name in shards if name in str(raised.value)] == [shards[0], shards[2]]
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(CheckpointError, match=r"there is no model.safetensors in it"):
         import_folder(folder)
 
 
+def test_an_index_names_no_file_elsewhere(tmp_path):
+    siglip2_folder(tmp_path / "google", max_shard_size="10KB")
+    index = tmp_path / "google" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"logit_bias": "../secret.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"names files outside its folder: \.\./secret"):
+        import_folder(tmp_path / "google")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model_type": "clip"}, "expected a model of type siglip2 or siglip, a pair of towers, found clip"),
-        ({"model_type": "siglip2_vision_model"}, "one tower alone"),
+        ({"model_type": "clip"}, "a model type among siglip2, siglip, navit_siglip, found clip$"),
+        ({"model_type": ["siglip2"]}, "expected a pair of towers"),
+        ({"model_type": "siglip2_vision_model"}, "one tower alone; import the pair"),
+        ({"model_type": "navit_siglip_text_model"}, "one tower alone; import the pair"),
         ([], "expected a JSON object"),
         ({"model_type": "siglip2", "vision_config": {"hidden_size": "wide"}}, "not a config"),
     ],

@@ -100,7 +100,7 @@ def test_gradients_equal_siglip2(seed):
     """Of every weight, for one pack of all grids; theirs image by image, mapped as the weights are."""
     model = random_siglip2(seed)
     ours = imported(model)
-    images = noise_images(GRIDS[:5], ours.config.image.patch_size)
+    images = noise_images(GRIDS, ours.config.image.patch_size)
     captions = noise_captions(CAPTION_LENGTHS, 60, seed)
     target = torch.randn(len(images) + len(captions), ours.embedding_dim)
     vectors = [ours.encode_images(pack(images)), ours.encode_captions(pack_captions(captions))]

@@ -123,7 +123,7 @@ def block_bytes(tower: TransformerConfig, half: bool, device_type: str) -> float
     """What one block keeps of one token: what its norms, products, attention and GELU want back.
 
     The inputs of both norms and what comes out of them; queries, keys and values; what attention gives (twice
-    on a CPU, whose kernel keeps it in its own order); the MLP's hidden values before and after GELU.
+    on a CPU, which joins what images of each length give); the MLP's hidden values before and after GELU.
     """
     compute = 2 if half else FP32
     attended = 2 if device_type == "cpu" else 1
