@@ -87,7 +87,9 @@ def open_official(name: str, root: Path, incomplete: bool) -> CaptionedSamples:
             f"{layout.num_captions:,} captions of its test split are there"
         )
     if missing and not incomplete:
-        raise DataError(f"{root}: {missing}; incomplete: true judges what is there, and marks the result")
+        raise DataError(
+            f"{root}: {missing}; --incomplete (in a suite, incomplete: true) judges what is there"
+        )
     return CaptionedSamples(FileSamples(files), missing)
 
 

@@ -66,7 +66,9 @@ def open_official(name: str, root: Path, incomplete: bool) -> ClassifiedSamples:
         samples, absent = _in_class_folders(name, folder, layout)
     missing = _missing(name, layout, absent, len(samples))
     if missing and not incomplete:
-        raise DataError(f"{folder}: {missing}; incomplete: true judges what is there, and marks the result")
+        raise DataError(
+            f"{folder}: {missing}; --incomplete (in a suite, incomplete: true) judges what is there"
+        )
     if not len(samples):
         raise DataError(f"{folder}: no image in its class folders")
     accepted: dict[str, tuple[int, ...]] = {}

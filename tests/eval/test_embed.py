@@ -16,6 +16,7 @@ from navit_clip.batch import Captions, PackedImages
 from navit_clip.data.patches import image_patches
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, DataError
+from navit_clip.model import PositionConfig, TwoTowers
 from tests.data_builders import SIZES
 from tests.eval_builders import ByteTokenizer, judged, picture, small_model, write_labelled
 from tests.ranks import on_ranks
@@ -37,6 +38,17 @@ def test_images_in_packs_are_images_one_at_a_time(tmp_path):
         torch.testing.assert_close(vector, model.encode_images(alone)[0], atol=1e-5, rtol=0)
     assert [sample.key for sample in embedded.samples] == samples(tmp_path).keys
     assert all(sample.image == b"" for sample in embedded.samples)
+
+
+@pytest.mark.parametrize("reach", [3, 0])
+def test_an_image_longer_than_positions_reach_is_squeezed(reach):
+    """1 x 12 patches of 4 pixels, as they fit 12 tokens; a table of three a side takes 1 x 3 of them."""
+    model = small_model()
+    kind = {"kind": "learned_2d", "table_side": reach} if reach else {"kind": "grid"}
+    image = replace(model.config.image, position=PositionConfig(**kind))
+    preparation = judged(TwoTowers(replace(model.config, image=image))).preparation(CONFIG)
+    patches, count = preparation.prepare(np.zeros((4, 48, 3), np.uint8), "key")
+    assert (patches.grid, count) == ((1, reach or 12), reach or 12)
 
 
 def test_captions_in_packs_are_captions_one_at_a_time():

@@ -39,7 +39,7 @@ def test_names_and_labels_follow_the_folders(imagenette):
 
 
 def test_what_is_not_whole_is_refused_before_the_run(imagenette):
-    with pytest.raises(DataError, match=r"10 of 3,925 images are there; incomplete: true judges"):
+    with pytest.raises(DataError, match=r"10 of 3,925 images are there; --incomplete .* judges"):
         open_official("imagenette", imagenette, incomplete=False)
 
 
