@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -23,6 +23,8 @@ from training.optimizer import OptimizerConfig, make_optimizer
 from training.resume import find_checkpoint
 
 BEFORE, AFTER = 3, 3
+Kind = Literal["adamw", "muon"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def go_on(
@@ -73,15 +75,21 @@ def engine(stage: int, **changes: Any) -> EngineConfig:
     )
 
 
-FROM_TWO = [(1, engine(0)), (4, engine(3)), (2, engine(1, offload_optimizer="cpu"))]
+SOME = [(1, engine(0)), (4, engine(3))]
+ALL = [*SOME, (2, engine(1, offload_optimizer="cpu")), (2, engine(2))]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_weights_and_moments_cross_ranks_and_stages(tmp_path: Path, kind: Literal["adamw", "muon"]):
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [("adamw", SOME), *(pytest.param(kind, ALL, marks=pytest.mark.slow) for kind in KINDS)],
+)
+def test_weights_and_moments_cross_ranks_and_stages(
+    tmp_path: Path, kind: Kind, others: list[tuple[int, EngineConfig]]
+):
     config = small_run(tmp_path)
     optimizer = OptimizerConfig(kind=kind, learning_rate=LEARNING_RATE)
     config = replace(config, optimizer=optimizer, engine=engine(2))
-    check(config, engine(2), 2, FROM_TWO, tmp_path)
+    check(config, engine(2), 2, others, tmp_path)
 
 
 @pytest.mark.slow
