@@ -163,14 +163,14 @@ class Recorder:
         if not self._is_main:
             return
         self._metrics = run / "metrics.jsonl"
-        _forget_rows_after(self._metrics, progress.step, finished=progress.pairs >= config.pairs)
+        kept = _forget_rows_after(self._metrics, progress.step, finished=progress.pairs >= config.pairs)
         self._tensorboard = SummaryWriter(run / "tensorboard", purge_step=progress.step + 1)
         # Drawn on terminals alone; a log file has the log lines.
         self._bar = tqdm(
             total=config.pairs, initial=progress.pairs, unit="pairs", dynamic_ncols=True, disable=None
         )
         self._pairs = progress.pairs
-        self._epochs = 0
+        self._epochs = int(max((row.get("epoch", 0) for row in kept), default=0))
         self._handlers = [logging.StreamHandler(), logging.FileHandler(run / "out.log")]
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -251,13 +251,16 @@ def _numbers(row: dict[str, Any]) -> dict[str, int | float]:
     return {name: value for name, value in flat.items() if isinstance(value, int | float)}
 
 
-def _forget_rows_after(metrics: Path, step: int, finished: bool) -> None:
-    if metrics.exists():
-        lines = metrics.read_text().splitlines(keepends=True)
-        rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-        kept = [
-            line
-            for line, row in rows
-            if row["step"] < step or (row["step"] == step and (row["kind"] == "train" or not finished))
-        ]
-        metrics.write_text("".join(kept))
+def _forget_rows_after(metrics: Path, step: int, finished: bool) -> list[dict[str, Any]]:
+    """Returns the rows that stay."""
+    if not metrics.exists():
+        return []
+    lines = metrics.read_text().splitlines(keepends=True)
+    rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    kept = [
+        (line, row)
+        for line, row in rows
+        if row["step"] < step or (row["step"] == step and (row["kind"] == "train" or not finished))
+    ]
+    metrics.write_text("".join(line for line, _ in kept))
+    return [row for _, row in kept]

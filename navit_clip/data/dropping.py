@@ -84,8 +84,10 @@ class DropConfig:
             raise ConfigError(f"rate: expected a share in [0, 1), found {self.rate}")
         if not 0 < self.max_rate < 1:
             raise ConfigError(f"max_rate: expected a share in (0, 1), found {self.max_rate}")
-        if self.deviation < 0:
-            raise ConfigError(f"deviation: expected at least 0, found {self.deviation}")
+        if not 0 <= self.deviation < 0.25:
+            raise ConfigError(
+                f"deviation: expected in [0, 0.25), so that two to each side fit, found {self.deviation}"
+            )
         for name in ("short_rate", "long_rate"):
             rate, room = getattr(self, name), 2 * self.deviation
             if not room <= rate < 1 - room:

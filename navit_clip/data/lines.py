@@ -32,14 +32,14 @@ class Lines(Generic[Item]):
     A line's batch is next when its packer is ready; or when its oldest item has let `patience` batches of all
     lines go by, and then full or not. After that each line has to be emptied at most once, so an item lets
     fewer than `patience + lines * (lookahead + 1)` batches go by; where filling is exact, `STAND_BACK` more a
-    line. A single line needs no patience: see `Packer`.
+    line. A single line needs no patience, and should get `math.inf`: see `Packer`.
 
     Args:
         new_packer: makes a line's, when its first item comes.
         patience: in batches.
     """
 
-    def __init__(self, new_packer: Callable[[], Packer[tuple[Item, int]]], patience: int):
+    def __init__(self, new_packer: Callable[[], Packer[tuple[Item, int]]], patience: int | float):
         self._new_packer = new_packer
         self._patience = patience
         self._packers: dict[int, Packer[tuple[Item, int]]] = {}
@@ -82,7 +82,7 @@ class Lines(Generic[Item]):
     def _overdue(self) -> Packer[tuple[Item, int]] | None:
         """Where an item has lost patience: the line of the one that came first."""
         oldest = [(packer.oldest[1], line) for line, packer in self._packers.items() if packer.oldest]
-        if len(self._packers) == 1 or not oldest:
+        if not oldest:
             return None
         since, line = min(oldest)
         return self._packers[line] if self._num_batches - since >= self._patience else None

@@ -69,7 +69,7 @@ class DataConfig:
     """Most caption tokens in a batch; 0 for any number. Where this binds, the budget is not filled."""
     lookahead: int = 64
     """Images that may wait for a batch with a gap of their size. None lets more batches go by than this, and
-    4 more with exact_fill; with resolution.same_in_batch, 2 lookahead + 1 for each of its numbers."""
+    4 more with exact_fill; with resolution.same_in_batch, see docs/packing.md."""
     images_per_epoch: int = 0
     """Images in the data set, by which schedules over images seen tell how far training has come; a run
     without such a schedule leaves it at 0."""
@@ -158,6 +158,18 @@ class DataConfig:
         return (num_patches - smallest) / max(largest - smallest, 1)
 
 
+def line_patience(config: DataConfig) -> int | float:
+    """Batches that an image lets go by before its line is next, full or not; no end where there is one line.
+
+    Numbers of patches are equally likely, so a line fills while the others give sum / own batches. It gets
+    twice that, or `lookahead` for each line where that is more.
+    """
+    numbers = config.resolution.patches
+    if not config.resolution.same_in_batch or len(numbers) == 1:
+        return math.inf
+    return max(config.lookahead * len(numbers), 2 * math.ceil(sum(numbers) / min(numbers)))
+
+
 class StreamState(TypedDict):
     """Where a stream is; plain JSON."""
 
@@ -235,8 +247,7 @@ class Stream:
             self._shards.prepare,
             state["walk"],
         )
-        patience = config.lookahead * len(config.resolution.patches)
-        self._lines: Lines[_Read] = Lines(self._new_packer, patience)
+        self._lines: Lines[_Read] = Lines(self._new_packer, line_patience(config))
         self._faults = Faults()
         self._faults.counts.update(total_counts(state["counts"])["skipped"])
         self._counts: list[SourceCounts] = [

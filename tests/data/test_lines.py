@@ -1,5 +1,8 @@
 """Each batch is of one line, and no line waits for others without end."""
 
+import copy
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +12,7 @@ from navit_clip.data.packing import STAND_BACK, Packer
 BUDGET = 20
 
 
-def lines(lookahead: int, exact: bool = False, patience: int = 9) -> Lines[int]:
+def lines(lookahead: int, exact: bool = False, patience: int | float = 9) -> Lines[int]:
     return Lines(lambda: Packer(BUDGET, lookahead, exact), patience)
 
 
@@ -34,7 +37,7 @@ def test_of_two_such_lines_the_one_that_came_first_is_next():
 
 
 def test_a_single_line_waits_until_its_batch_is_ready():
-    waiting = lines(lookahead=1, patience=0)
+    waiting = lines(lookahead=1, patience=math.inf)
     waiting.add(0, 0, length=3)
     assert waiting.cut() is None
 
@@ -60,19 +63,17 @@ def test_every_item_comes_once_from_its_line_within_the_bound(arrivals, lookahea
     assert sorted([*seen, *(item for item, _ in waiting.waiting)]) == list(range(len(arrivals)))
 
 
-@given(arrivals, st.integers(1, 6), st.integers(1, 12), st.integers(0, 249), st.booleans())
-def test_what_waits_restores_them(arrivals, lookahead, patience, stop, exact):
-    before, restored = (lines(lookahead, exact, patience) for _ in range(2))
-    for item, (line, length) in enumerate(arrivals[:stop]):
-        before.add(line, item, length)
-        while before.cut():
-            pass
-    for item, waited in before.waiting:
-        restored.add(arrivals[item][0], item, arrivals[item][1], waited=waited)
-    for item, (line, length) in enumerate(arrivals[stop:], start=stop):
-        for each in (before, restored):
-            each.add(line, item, length)
-        while batch := before.cut():
-            assert restored.cut() == batch
-        assert restored.cut() is None
-    assert restored.waiting == before.waiting
+@given(arrivals, st.integers(1, 6), st.integers(1, 12), st.booleans())
+def test_what_waits_restores_them(arrivals, lookahead, patience, exact):
+    """Between any two batches, also where more than one is due."""
+    waiting = lines(lookahead, exact, patience)
+    for item, (line, length) in enumerate(arrivals):
+        waiting.add(line, item, length)
+        while batch := waiting.cut():
+            assert batch.items
+            restored = lines(lookahead, exact, patience)
+            for left, waited in waiting.waiting:
+                restored.add(arrivals[left][0], left, arrivals[left][1], waited=waited)
+            assert restored.waiting == waiting.waiting
+            expected = copy.deepcopy(waiting).cut()
+            assert restored.cut() == expected

@@ -1,7 +1,9 @@
 """Every good sample comes once an epoch, drawn alike in all settings; a stream goes on byte for byte."""
 
 import json
+import math
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -14,7 +16,7 @@ from navit_clip.data.dealing import deal_again
 from navit_clip.data.dropping import DropConfig, RateSchedule
 from navit_clip.data.loader import TrainLoader
 from navit_clip.data.resolution import ResolutionConfig, ResolutionStage
-from navit_clip.data.stream import DataConfig
+from navit_clip.data.stream import DataConfig, line_patience
 from navit_clip.errors import CheckpointError, ConfigError, DataError
 from tests.data_builders import (
     encode_image,
@@ -149,6 +151,42 @@ GROUPED = {"resolution": ResolutionConfig(kind="patches", patches=[20, 60, 100],
 @pytest.mark.parametrize("workers", [0, 2])
 def test_so_does_one_with_every_knob(shards, workers, changes):
     check_goes_on(shards, workers, stop=5, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        (GROUPED, 18),
+        ({**GROUPED, "lookahead": 64}, 192),
+        ({"resolution": replace(GROUPED["resolution"], patches=[16, 1024])}, 130),
+        ({"resolution": replace(GROUPED["resolution"], patches=[16])}, math.inf),
+        ({"resolution": replace(GROUPED["resolution"], same_in_batch=False)}, math.inf),
+    ],
+)
+def test_a_line_gets_twice_the_batches_that_it_takes_to_fill(shards, changes, most):
+    settings = config(shards, **changes)
+    assert line_patience(settings) == most
+    for batch in islice(loader(shards, **changes, tokens_per_batch=1024), 40):
+        assert batch.longest_wait < most + (settings.lookahead + 1) * len(settings.resolution.patches)
+
+
+def test_small_lookahead_fills_batches_of_lopsided_numbers(tmp_path):
+    """The line of 16 needs 64 images of its own where that of 256 needs four."""
+    resolution = ResolutionConfig(kind="patches", patches=[16, 256], same_in_batch=True, shape="square")
+    shards = write_pairs(tmp_path, [40, 40])
+    settings = {"resolution": resolution, "lookahead": 1, "tokens_per_batch": 1024}
+    fills = [batch.images.num_tokens / 1024 for batch in islice(loader(shards, **settings), 60)]
+    assert np.mean(fills) > 0.97
+
+
+def test_what_waits_is_dealt_longest_first_with_what_it_waited(shards):
+    states = [loader(shards, rank, 2).state() for rank in range(2)]
+    states[0]["workers"][0]["waiting"] = [[0, 0, 0, 1, 2], [0, 0, 0, 2, 7]]
+    states[1]["workers"][0]["waiting"] = [[0, 1, 1, 1, 0], [0, 1, 1, 2, 5]]
+    (alone,) = deal_again(states, 1, 0)
+    assert [place[-1] for place in alone["workers"][0]["waiting"]] == [7, 5, 2, 0]
+    two = deal_again(states, 1, 2)[0]["workers"]
+    assert [[place[-1] for place in worker["waiting"]] for worker in two] == [[7, 2], [5, 0]]
 
 
 def check_goes_on(shards, workers, stop, **changes):

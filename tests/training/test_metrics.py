@@ -119,7 +119,9 @@ def test_a_row_that_a_kill_cut_off_is_forgotten(tmp_path: Path):
     assert (tmp_path / "metrics.jsonl").read_text() == f"{whole}\n"
 
 
-@pytest.mark.parametrize(("planned", "said"), [(0, 0), (980, 0), (4000, 2)])
+@pytest.mark.parametrize(
+    ("planned", "said"), [(0, 0), (953, 0), (1052, 0), (952, 2), (1053, 2), (250, 2), (4000, 2)]
+)
 def test_an_epoch_is_compared_with_what_schedules_count(tmp_path: Path, planned, said):
     """Once an epoch, and only where there is a schedule."""
     schedule = {"drop": {"schedule": {"midpoint_images": 9, "timescale_images": 3}}} if planned else {}
@@ -127,11 +129,14 @@ def test_an_epoch_is_compared_with_what_schedules_count(tmp_path: Path, planned,
     recorder = Recorder(tmp_path, Progress(step=0, pairs=0), config, ALONE)
     for step, epoch in enumerate((0.4, 0.9, 1.1, 1.6, 2.0, 2.3)):
         recorder.train({**ROW, "step": step, "epoch": epoch})
+        if step == 3:  # stopped and resumed in the second epoch
+            recorder.close()
+            recorder = Recorder(tmp_path, Progress(step=step, pairs=0), config, ALONE)
     recorder.close()
     lines = [line for line in (tmp_path / "out.log").read_text().splitlines() if "images_per_epoch" in line]
     assert len(lines) == said
     for line in lines:
         assert line.endswith(
-            "data.images_per_epoch: expected about 1000, as many as an epoch had, found 4000: "
-            "schedules over images seen count 4 for each"
+            f"data.images_per_epoch: expected about 1000, as many as an epoch had, found {planned}: "
+            f"schedules over images seen count {planned / 1000:.2g} for each"
         )
