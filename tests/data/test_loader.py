@@ -174,7 +174,7 @@ def test_small_lookahead_fills_batches_of_lopsided_numbers(tmp_path):
     """The line of 16 needs 64 images of its own where that of 256 needs four."""
     resolution = ResolutionConfig(kind="patches", patches=[16, 256], same_in_batch=True, shape="square")
     shards = write_pairs(tmp_path, [40, 40])
-    settings = {"resolution": resolution, "lookahead": 1, "tokens_per_batch": 1024}
+    settings = {"resolution": resolution, "lookahead": 1, "tokens_per_batch": 1024, "drop": DropConfig()}
     fills = [batch.images.num_tokens / 1024 for batch in islice(loader(shards, **settings), 60)]
     assert np.mean(fills) > 0.97
 
