@@ -1,4 +1,4 @@
-"""Pictures in rows, each with a line under it: what a search found, at one glance."""
+"""Pictures in rows, each with a line under it: what a search found, or what shards hold, at one glance."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ GAP = 12
 COLUMNS = 6
 
 
-def draw_contact_sheet(title: str, pictures: Sequence[tuple[str, bytes]]) -> Image.Image:
+def draw_contact_sheet(pictures: Sequence[tuple[str, bytes]], title: str = "") -> Image.Image:
     """Draws encoded pictures in the order given, row by row; a broken one leaves its cell empty.
 
     Args:
-        title: stands above them.
         pictures: a line of text and the encoded image of each.
+        title: stands above them.
     """
     rows = -(-len(pictures) // COLUMNS)
     columns = min(COLUMNS, max(1, len(pictures)))
     width = GAP + columns * (CELL + GAP)
-    height = 2 * GAP + LINE + rows * (CELL + LINE + GAP)
+    head = 2 * GAP + LINE if title else GAP
+    height = head + rows * (CELL + LINE + GAP)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
@@ -35,7 +36,7 @@ def draw_contact_sheet(title: str, pictures: Sequence[tuple[str, bytes]]) -> Ima
     for number, (line, data) in enumerate(pictures):
         row, column = divmod(number, COLUMNS)
         left = GAP + column * (CELL + GAP)
-        top = 2 * GAP + LINE + row * (CELL + LINE + GAP)
+        top = head + row * (CELL + LINE + GAP)
         try:
             picture = Image.fromarray(decode_image(data))
         except SampleError as error:

@@ -168,7 +168,7 @@ def _search(arguments: argparse.Namespace) -> int:
             if vectors.keys[index] in places
         ]
         sheet = arguments.sheet or arguments.out / "search.png"
-        draw_contact_sheet(arguments.search, pictures).save(sheet)
+        draw_contact_sheet(pictures, arguments.search).save(sheet)
         print(sheet)
     return 0
 

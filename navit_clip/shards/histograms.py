@@ -51,9 +51,7 @@ def histogram(
         + _text(_LEFT - 6, y + 4, f"{round(most * share):,}", "end")
         for share, y in ((share, bottom - span * share) for share in (0, 0.5, 1))
     )
-    names = _text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6, axis, "middle") + _text(
-        _LEFT - 6, 14, counted, "end"
-    )
+    names = _text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6, axis, "middle") + _text(0, 14, counted, "start")
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Histogram: {html.escape(axis)}">'
         f"{heights}{bars}{labels}{names}</svg>"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,6 +18,7 @@ from string import Template
 import numpy as np
 
 from navit_clip.batch import Sample, lengths_of
+from navit_clip.contact_sheet import draw_contact_sheet
 from navit_clip.data.faults import Faults
 from navit_clip.data.images import EncodedImage
 from navit_clip.data.loader import TrainLoader
@@ -25,13 +27,13 @@ from navit_clip.data.shards import Shard
 from navit_clip.data.stream import DataConfig
 from navit_clip.data.tar_index import OpenShard
 from navit_clip.errors import DataError, SampleError
-from navit_clip.shards.contact_sheet import contact_sheet
 from navit_clip.shards.histograms import histogram
 from navit_clip.tokenizer import train_tokenizer
 
 TEMPLATE = Path(__file__).with_name("inspection.html")
-SHEET_ROWS = 6
-SHEET_CANDIDATES = 120
+SHEET_PICTURES = 36
+LONGEST_LINE = 200
+"""Characters of a line under a picture; fewer fit."""
 NUM_BATCHES = 24
 
 
@@ -51,8 +53,8 @@ class Inspection:
     """Captions of each sample."""
     caption_words: list[int] = field(default_factory=list)
     """Words of each caption of each sample."""
-    pictures: list[bytes] = field(default_factory=list)
-    """Some images for the contact sheet, encoded."""
+    pictures: list[tuple[str, bytes]] = field(default_factory=list)
+    """For the contact sheet: some images, encoded, each with its first caption, or else its key."""
     faults: Faults = field(default_factory=Faults)
 
 
@@ -77,6 +79,7 @@ def inspect_shards(shards: Sequence[Shard], caption_key: str | None, most: int) 
     found = Inspection(len(shards))
     found.num_samples = sum(map(_size, shards))
     stride = max(1, found.num_samples // most)
+    kept_of = 1  # one picture of so many is kept for the sheet
     for sample in _some(shards, caption_key, stride, found.faults):
         try:
             image = EncodedImage(sample.image)
@@ -88,12 +91,20 @@ def inspect_shards(shards: Sequence[Shard], caption_key: str | None, most: int) 
         found.num_bytes += len(sample.image)
         found.captions.append(len(sample.captions))
         found.caption_words += [len(caption.split()) for caption in sample.captions]
-        found.pictures.append(sample.image)
-        if len(found.pictures) > 2 * SHEET_CANDIDATES:
-            found.pictures = found.pictures[::2]
+        if (len(found.heights) - 1) % kept_of == 0:
+            line = " ".join((*sample.captions, sample.key)[0].split())
+            found.pictures.append((line[:LONGEST_LINE], sample.image))
+        if len(found.pictures) >= 2 * SHEET_PICTURES:
+            found.pictures, kept_of = found.pictures[::2], 2 * kept_of
     if not found.heights:
         raise DataError(f"no good sample; {found.faults.summary()}")
     return found
+
+
+def pictures_shown(found: Inspection) -> list[tuple[str, bytes]]:
+    """The contact sheet's pictures, spread evenly over those that were kept for it."""
+    number = min(len(found.pictures), SHEET_PICTURES)
+    return [found.pictures[place * len(found.pictures) // number] for place in range(number)]
 
 
 def predict(config: DataConfig, patch_size: int, seed: int) -> Prediction:
@@ -162,7 +173,8 @@ def inspection_page(title: str, found: Inspection, prediction: Prediction | None
         ticks = [round(most * share) for share in (0, 0.25, 0.5, 0.75, 1)]
         svg = histogram(prediction.tokens, "images", "tokens an image", ticks)
         figures.append(("Image tokens with this config", svg))
-    sheet = base64.b64encode(contact_sheet(_spread(found.pictures), SHEET_ROWS)).decode()
+    sheet = io.BytesIO()
+    draw_contact_sheet(pictures_shown(found)).save(sheet, "PNG", optimize=True)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
         facts="".join(
@@ -171,13 +183,9 @@ def inspection_page(title: str, found: Inspection, prediction: Prediction | None
         figures="".join(
             f"<figure><figcaption>{caption}</figcaption>{svg}</figure>" for caption, svg in figures
         ),
-        sheet=sheet,
+        sheet=base64.b64encode(sheet.getvalue()).decode(),
         faults=_faults_table(found.faults),
     )
-
-
-def _spread(pictures: Sequence[bytes]) -> Sequence[bytes]:
-    return pictures[:: max(1, len(pictures) // SHEET_CANDIDATES)]
 
 
 def _facts(found: Inspection, prediction: Prediction | None) -> Iterator[tuple[str, str]]:

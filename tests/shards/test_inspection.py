@@ -11,15 +11,11 @@ from PIL import Image
 from navit_clip.cli import main
 from navit_clip.data.shards import find_shards
 from navit_clip.errors import DataError
-from navit_clip.shards.contact_sheet import ROW_HEIGHT, WIDTH, contact_sheet
 from navit_clip.shards.histograms import histogram
-from navit_clip.shards.inspection import inspect_shards
+from navit_clip.shards.inspection import SHEET_PICTURES, inspect_shards, pictures_shown
 from tests.data_builders import (
     SIZES,
-    encode_image,
-    noise_picture,
     pair,
-    solid_picture,
     write_pairs,
     write_shard,
 )
@@ -72,7 +68,7 @@ def test_the_page_is_whole_and_predicts(tmp_path, capsys):
     tokens = float(re.search(r"<b>(\d+)</b><span>tokens an image with this config", text)[1])
     assert 12 <= tokens <= 20  # at most 25 patches, of which a fifth is dropped
     (png,) = re.findall(r"data:image/png;base64,([^\"]+)", text)
-    assert Image.open(io.BytesIO(base64.b64decode(png))).width == WIDTH
+    assert Image.open(io.BytesIO(base64.b64decode(png))).width > 6 * 192
     assert main(["shards", "inspect", *shards, "--out", str(tmp_path / "none" / "x.html")]) == 2
     assert main([*command, "--most", "0"]) == 2
 
@@ -83,15 +79,20 @@ def test_a_histogram_counts_everything_once():
     assert "pixels &amp; more" in svg
 
 
-def test_a_contact_sheet_keeps_shapes_and_leaves_out_what_is_bad():
-    images = [encode_image(solid_picture(50, 100)), b"bad", encode_image(solid_picture(5, 500))]
-    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet(images, num_rows=2))))
-    covered = sheet[..., 3] > 0
-    assert covered.shape == (ROW_HEIGHT, WIDTH)
-    assert covered[:, : 2 * ROW_HEIGHT].all()
-    assert covered.any(axis=0).sum() == 2 * ROW_HEIGHT + WIDTH // 3
-    many = contact_sheet([encode_image(noise_picture(10, 10))] * 100, num_rows=3)
-    assert Image.open(io.BytesIO(many)).height == 3 * ROW_HEIGHT + 2 * 6
+@pytest.mark.parametrize("number", [1, 35, 36, 37, 71, 72, 200])
+def test_the_contact_sheet_is_of_pictures_evenly_spread(tmp_path, number):
+    samples = [pair(f"x{n:03d}", n, "two\twords" if n else "") for n in range(number + 1)]
+    write_shard(tmp_path / "s.tar", samples)
+    found = inspect_shards(find_shards([str(tmp_path)]), "txt", most=1000)
+    shown = pictures_shown(found)
+    assert len(shown) == min(number, SHEET_PICTURES)
+    assert {line for line, _ in shown} == {"two words"}
+    images = [sample["png"] for sample in samples[1:]]
+    places = [images.index(image) for _, image in shown]
+    assert places == sorted(set(places))
+    steps = np.diff([*places, number])
+    assert places[0] == 0
+    assert steps.max() <= 2 * steps[:-1].min(initial=number)
 
 
 def test_pair_pictures_have_the_sizes_that_are_tested():
