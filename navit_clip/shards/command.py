@@ -57,7 +57,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     check_caption_key(arguments.caption_key)
     if arguments.most < 1:
         raise ConfigError(f"--most: expected at least 1, found {arguments.most}")
-    data = None if arguments.config is None else _data_config(arguments)
+    data = _data_config(arguments) if arguments.config else None
     remote = remote_config(arguments.remote) if data is None else data.remote
     found = inspect_shards(find_shards(arguments.shards, remote), arguments.caption_key, arguments.most)
     prediction = None
