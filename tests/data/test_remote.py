@@ -242,6 +242,12 @@ def test_a_protocol_that_is_unknown_or_needs_a_package_says_so(tmp_path, monkeyp
         open_remote("gs://a/b.tar", config(tmp_path))
 
 
+def test_a_hub_that_cannot_be_reached_is_named(tmp_path):
+    url = "hf://datasets/someone/something/a.tar"
+    with pytest.raises(DataError, match=rf"shard {url} cannot be fetched: 2 attempts .* offline mode"):
+        open_remote(url, config(tmp_path, retries=1))
+
+
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"remote.cache: .* cannot be used"):
