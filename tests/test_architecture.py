@@ -33,7 +33,7 @@ LAYERS = [
         "navit_clip.tokenizer",
         "navit_clip.distributed",
     },
-    {"navit_clip.weights", "navit_clip.tokenizer_training"},
+    {"navit_clip.weights", "navit_clip.tokenizer_training", "navit_clip.remote_option"},
     {"navit_clip.huggingface"},
     {"navit_clip"},
     {"eval"},
