@@ -9,7 +9,8 @@ all alike. Quality is the PSNR of our resized image against Pillow's full decodi
 resize.
 
 Then the whole loader: images a second out of a TrainLoader with two workers, over what two processes reach
-that decode, resize and cut side by side, each on its own.
+that decode, resize and cut side by side, each on its own. By the clock, which on a busy machine says little;
+and by CPU time: decoding, resizing and cutting is this share of what all the loader's processes take.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from open_clip.transform import image_transform
 from PIL import Image
@@ -108,36 +110,50 @@ def quality(data: bytes, side: int) -> float:
 
 
 def print_loader(shards: list[str], images: Images, sides: list[int], rounds: int) -> None:
-    """Wall time, in turns: the loader's two workers, and two processes without a loader."""
+    """Wall and CPU time, in turns: the loader's two workers, and two processes without a loader."""
     config = DataConfig(shards=shards, caption_key="json.classname", resolution=SIDES, num_workers=2)
     loader = TrainLoader(config, train_tokenizer(["a"], 512), PATCH_SIZE, 16, seed=0)
     batches = iter(loader)
     count = sum(len(batch) for batch in islice(batches, 40))  # both workers are at work
     rates: dict[str, list[float]] = {"loader": [], "processes": []}
+    seconds: dict[str, list[float]] = {"loader": [], "processes": []}  # of CPU, an image
+    workers = psutil.Process().children()  # the pool has not begun
     half = len(images) // 2
     with ProcessPoolExecutor(2) as pool:
         jobs = [(images[:half], sides[:half]), (images[half:], sides[half:])]
         list(pool.map(rate_of, [(images[:2], sides[:2])] * 2))
         for _ in range(rounds):
-            rates["processes"].append(sum(pool.map(rate_of, jobs)))
+            measured = list(pool.map(rate_of, jobs))
+            rates["processes"].append(sum(rate for rate, _ in measured))
+            seconds["processes"].append(statistics.mean(cpu for _, cpu in measured))
             for _ in islice(batches, 2 * config.num_workers * (config.prefetch + 1)):
                 pass  # what was ready before the clock starts
-            start, count = time.perf_counter(), 0
+            start, cpu, count = time.perf_counter(), cpu_of(workers), 0
             while count < len(images):
                 count += len(next(batches))
             rates["loader"].append(count / (time.perf_counter() - start))
+            seconds["loader"].append((cpu_of(workers) - cpu) / count)
     loader_rate, processes_rate = (statistics.median(rates[name]) for name in ("loader", "processes"))
     share = 100 * loader_rate / processes_rate
     print(f"loader, 2 workers: {loader_rate:.0f} images/s, {share:.0f} % of two processes (wanted 90)")
+    cpu_share = statistics.median(seconds["processes"]) / statistics.median(seconds["loader"])
+    print(f"by CPU time, the consumer's included: {100 * cpu_share:.0f} %")
 
 
-def rate_of(job: tuple[Images, list[int]]) -> float:
-    """Images a second of one process alone."""
+def cpu_of(workers: Sequence[psutil.Process]) -> float:
+    """CPU seconds so far, of worker processes and of this one."""
+    times = [process.cpu_times() for process in (psutil.Process(), *workers)]
+    return sum(each.user + each.system for each in times)
+
+
+def rate_of(job: tuple[Images, list[int]]) -> tuple[float, float]:
+    """Images a second of one process alone, and its CPU seconds an image."""
     torch.set_num_threads(1)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for data, side in zip(*job, strict=True):
         patches_of_side(data, side)
-    return len(job[0]) / (time.perf_counter() - start)
+    number = len(job[0])
+    return number / (time.perf_counter() - start), (time.process_time() - cpu) / number
 
 
 if __name__ == "__main__":
