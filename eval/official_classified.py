@@ -64,7 +64,9 @@ def open_official(name: str, root: Path, incomplete: bool) -> ClassifiedSamples:
     else:
         folder = _class_root(name, root, layout)
         samples, absent = _in_class_folders(name, folder, layout)
-    missing = _missing(name, layout, absent, len(samples))
+    by_file = layout.accepted() if layout.accepted else {}
+    unknown = [key for key in samples.keys if by_file and Path(key).name not in by_file]
+    missing = _missing(name, layout, absent, len(samples), unknown)
     if missing and not incomplete:
         raise DataError(
             f"{folder}: {missing}; --incomplete (in a suite, incomplete: true) judges what is there"
@@ -72,8 +74,7 @@ def open_official(name: str, root: Path, incomplete: bool) -> ClassifiedSamples:
     if not len(samples):
         raise DataError(f"{folder}: no image in its class folders")
     accepted: dict[str, tuple[int, ...]] = {}
-    if layout.accepted is not None:
-        by_file = layout.accepted()
+    if by_file:
         accepted = {key: by_file[Path(key).name] for key in samples.keys if by_file.get(Path(key).name)}
         samples = FileSamples([pair for pair in samples.files if pair[1].key in accepted])
         if not accepted:
@@ -118,12 +119,16 @@ def _class_root(name: str, root: Path, layout: OfficialLayout) -> Path:
     )
 
 
-def _missing(name: str, layout: OfficialLayout, absent: Sequence[str], num_images: int) -> str:
+def _missing(
+    name: str, layout: OfficialLayout, absent: Sequence[str], num_images: int, unknown: Sequence[str]
+) -> str:
     faults = []
     if absent:
         faults.append(f"{len(absent)} of the {len(layout.class_folders)} class folders ({_listed(absent)})")
     if num_images != layout.num_images:
         faults.append(f"{num_images:,} of {layout.num_images:,} images are there")
+    if unknown:
+        faults.append(f"the labels know no image that is called {_listed(unknown)}")
     return f"{name} is not whole: " + ("missing " if absent else "") + "; ".join(faults) if faults else ""
 
 

@@ -38,18 +38,21 @@ class Store:
     def __init__(self, folder: Path, *facts: Any):
         self._folder = folder
         self._facts = facts
+        self._parts: list[tuple[str, Path]] = []
 
     def part(self, kind: str, *facts: Any) -> Store:
         """The store of what also depends on these facts; JSON must tell them apart."""
         text = json.dumps([*self._facts, *facts], sort_keys=True, default=str)
-        return Store(self._folder / f"{kind}-{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}")
+        folder = self._folder / f"{kind}-{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
+        self._parts.append((kind, folder))
+        return Store(folder)
 
     def read(self, name: str) -> Kept | None:
         """What was kept under a name."""
         try:
             with safe_open(self._path(name), framework="pt") as file:
-                return Kept(file.get_tensor("vectors"), json.loads(file.metadata()["about"]))
-        except (OSError, SafetensorError):
+                return Kept(file.get_tensor("vectors"), json.loads((file.metadata() or {})["about"]))
+        except (OSError, SafetensorError, KeyError):
             return None
 
     def keep(self, name: str, vectors: Float[Tensor, "rows dim"], about: Any = None) -> None:
@@ -62,9 +65,10 @@ class Store:
         os.replace(partial, path)
 
     def discard(self, kind: str) -> None:
-        """Removes all parts of a kind."""
-        for folder in self._folder.glob(f"{kind}-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        """Removes the parts of a kind that this store gave out; those of other evaluations stay."""
+        for of_kind, folder in self._parts:
+            if of_kind == kind:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"

@@ -22,10 +22,11 @@ COMMANDS = {
 }
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; input that cannot be used ends in a line on stderr and exit code 2."""
+    """Runs one command; input that cannot be used ends in a line on stderr and exit code 2; Ctrl-C in 130."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NavitClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _usage() -> str:

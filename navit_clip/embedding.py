@@ -68,8 +68,10 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
     description = Description(
         model=arguments.model,
         weights=weights_hash(model.towers),
+        precision=arguments.precision,
         kind="images" if is_images else "captions",
         source=list(arguments.images or arguments.captions),
+        items=source.digest(),
         caption_key=arguments.caption_key,
         tokens_per_image=arguments.tokens_per_image,
         num_items=len(source),

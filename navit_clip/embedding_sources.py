@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ class ImageSource:
         number, place = self._places[index]
         return read_sample(self._open[number], place, caption_key=None, labels=False).image
 
+    def digest(self) -> str:
+        """A hash of the keys; not of the pictures, which are read once only."""
+        return _digest(self.keys)
+
 
 class CaptionSource:
     """Captions, all of them held in memory.
@@ -86,6 +91,10 @@ class CaptionSource:
     def __getitem__(self, index: int, /) -> str:
         return self._captions[index]
 
+    def digest(self) -> str:
+        """A hash of keys and captions."""
+        return _digest([*self.keys, *self._captions])
+
     def _read_lines(self, path: Path) -> None:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -97,6 +106,10 @@ class CaptionSource:
                 self._captions.append(line.strip())
         if not self.keys:
             raise DataError(f"{path}: there is no caption in it")
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
 def _image_files(source: Sequence[str]) -> list[tuple[str, Path]]:

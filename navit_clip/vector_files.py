@@ -30,10 +30,14 @@ class Description:
     """A run, checkpoint or model folder, or a name on the hub."""
     weights: str
     """Hash of its weights: a run may have gone on since."""
+    precision: str
+    """Of products and attention."""
     kind: Literal["images", "captions"]
     """What a vector stands for."""
     source: list[str]
     """Shards, a folder of images or a text file."""
+    items: str
+    """Hash of the items' keys, and of captions: a source may have changed since."""
     caption_key: str
     """Where shards have captions."""
     tokens_per_image: int
@@ -77,12 +81,15 @@ def begin(folder: Path, description: Description) -> None:
                 f"{folder}: vectors of another making: {'; '.join(differences)}; choose another folder"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    begun = f".{DESCRIPTION}"  # by a run that was killed as it wrote it
+    if folder.exists() and (not folder.is_dir() or any(path.name != begun for path in folder.iterdir())):
         raise ConfigError(
             f"{folder}: expected a folder of vectors to go on with, or nothing, found something else"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(asdict(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.rename(path)
 
 
 def read_description(folder: Path) -> Description:

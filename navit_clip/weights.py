@@ -76,14 +76,16 @@ def whole_folder(folder: Path, replaces: Callable[[Path], bool]) -> Iterator[Pat
         CheckpointError: something of another kind is in the way.
     """
     folder = folder.resolve()
+    partial = folder.with_name(f".{folder.name}.partial")
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    if replaced.exists() and not folder.exists():  # killed between the two renames below
+        replaced.rename(folder)
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not replaces(folder):
         raise CheckpointError(
             f"{folder}: expected nothing there, or an earlier folder of the same kind to replace, "
             "found something else"
         )
-    partial = folder.with_name(f".{folder.name}.partial")
-    replaced = folder.with_name(f".{folder.name}.replaced")
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -78,6 +78,20 @@ def test_an_interrupted_embedding_goes_on(model, shards, tmp_path, capsys):
     assert (tmp_path / "vectors" / "part-00000.npy").stat().st_mtime_ns == kept
     with pytest.raises(ConfigError, match="tokens_per_image is 30 there"):
         main([*arguments, "--tokens-per-image", "40"])
+    with pytest.raises(ConfigError, match="precision is fp32 there"):
+        main([*arguments, "--precision", "bf16"])
+
+
+def test_captions_that_have_changed_since_are_not_mixed(model, tmp_path):
+    captions, out = tmp_path / "captions.txt", tmp_path / "vectors"
+    captions.write_text("a dog\na cat\n")
+    arguments = [str(model), str(out), "--captions", str(captions)]
+    out.mkdir()
+    (out / ".vectors.json").write_text("{")  # of a run that was killed as it began
+    main(arguments)
+    captions.write_text("a dog\na cow\n")
+    with pytest.raises(ConfigError, match="vectors of another making: items is"):
+        main(arguments)
 
 
 def test_vectors_of_a_model_that_has_changed_since_are_not_mixed(shards, tmp_path):

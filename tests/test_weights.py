@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from navit_clip.errors import CheckpointError
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import train_tokenizer
-from navit_clip.weights import evaluated_tokens, load_model, resolve_model_folder, save_model
+from navit_clip.weights import evaluated_tokens, load_model, resolve_model_folder, save_model, whole_folder
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +152,17 @@ def test_a_run_and_its_checkpoints_are_judged_at_one_number_of_tokens(tmp_path):
         assert evaluated_tokens(place) == 64
     assert evaluated_tokens(tmp_path) is None
     assert evaluated_tokens("open_clip:ViT-B-32") is None
+
+
+def test_a_model_that_was_being_replaced_when_killed_is_not_lost(tmp_path, folder):
+    """Between the two renames: the old one has gone aside, the new one is not yet in its place."""
+    weights = (folder / "model.safetensors").read_bytes()
+    folder.rename(tmp_path / ".model.replaced")
+    (tmp_path / ".model.partial").mkdir()
+    with (
+        pytest.raises(ZeroDivisionError),
+        whole_folder(folder, replaces=lambda path: (path / "model.safetensors").exists()),
+    ):
+        _ = 1 / 0
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

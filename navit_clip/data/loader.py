@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -145,6 +146,7 @@ class TrainLoader:
             prefetch_factor=self._config.prefetch if num_workers else None,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_stopping_to_the_rank,
             # DataLoader draws a seed that nothing here uses: not from the generator that training draws from.
             generator=torch.Generator(),
         )
@@ -194,6 +196,12 @@ class _Streams(IterableDataset):
                 yield _Handed(Parcel.of(batch), stream.state())
         except NavitClipError as error:
             yield error
+
+
+def _leave_stopping_to_the_rank(worker: int) -> None:
+    """Schedulers signal whole process groups; a rank that was asked to stop still ends its step."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(handed: Any) -> Any:

@@ -66,6 +66,9 @@ def validate_shards(
             for fault in checked.faults:
                 report(fault)
             bar.update(checked.samples + len(checked.faults))
+    for fault in _missing(shards):
+        report(fault)
+        faults.append(fault)
     return Checked(total, faults)
 
 
@@ -83,6 +86,15 @@ def _check(shard: Shard, caption_key: str | None, labels: bool) -> Checked:
             faults.append(Fault(opened.key(index), error.cause, error.detail))
     opened.close()
     return Checked(good, faults)
+
+
+def _missing(shards: list[Shard]) -> Iterator[Fault]:
+    """Shards that a manifest has and its folder has not."""
+    for folder in sorted({Path(shard.path).parent for shard in shards if shard.remote is None}):
+        for record in manifest.shards if (manifest := read_manifest(folder)) else ():
+            path = folder / record.name
+            if not path.exists():
+                yield Fault(path.stem, "missing shard", f"{path} is in manifest.json and not there")
 
 
 def _against_manifest(shard: Shard) -> list[Fault]:

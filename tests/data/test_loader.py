@@ -2,6 +2,9 @@
 
 import json
 import math
+import multiprocessing
+import os
+import signal
 from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import islice
@@ -187,6 +190,18 @@ def test_what_waits_is_dealt_longest_first_with_what_it_waited(shards):
     assert [place[-1] for place in alone["workers"][0]["waiting"]] == [7, 5, 2, 0]
     two = deal_again(states, 1, 2)[0]["workers"]
     assert [[place[-1] for place in worker["waiting"]] for worker in two] == [[7, 2], [5, 0]]
+
+
+def test_a_signal_to_all_processes_leaves_the_rank_its_batches(shards):
+    expected = [bytes_of(batch) for batch in islice(loader(shards, num_workers=1), 6)]
+    batches = iter(loader(shards, num_workers=1))
+    found = [bytes_of(next(batches))]
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    found += [bytes_of(batch) for batch in islice(batches, 5)]
+    assert found == expected
+    assert worker.is_alive()
 
 
 def check_goes_on(shards, workers, stop, **changes):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import save_file
 
 from eval.store import Store
 
@@ -28,13 +29,19 @@ def test_a_file_that_cannot_be_read_counts_as_absent(tmp_path):
     part = Store(tmp_path).part("images")
     part.keep("pack", torch.ones(2, 2))
     (path,) = tmp_path.glob("*/pack.safetensors")
-    path.write_bytes(path.read_bytes()[:40])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40])
+    assert part.read("pack") is None
+    save_file({"vectors": torch.ones(2, 2)}, path)
     assert part.read("pack") is None
 
 
-def test_one_kind_is_discarded(tmp_path):
+def test_one_kind_is_discarded_and_no_other_evaluation_s(tmp_path):
+    store = Store(tmp_path)
     for kind in ("images", "classes"):
-        Store(tmp_path).part(kind).keep("vectors", torch.ones(1, 1))
-    Store(tmp_path).discard("images")
+        store.part(kind).keep("vectors", torch.ones(1, 1))
+    Store(tmp_path).part("images", "of another data set").keep("vectors", torch.ones(1, 1))
+    store.discard("images")
     assert Store(tmp_path).part("images").read("vectors") is None
     assert Store(tmp_path).part("classes").read("vectors") is not None
+    assert Store(tmp_path).part("images", "of another data set").read("vectors") is not None

@@ -1,5 +1,7 @@
 """Each fault is named, and the exit code says whether there is any."""
 
+from pathlib import Path
+
 import pytest
 
 from navit_clip.cli import main
@@ -44,3 +46,7 @@ def test_shards_are_compared_with_their_manifest(tmp_path, capsys):
     write_shard(tmp_path / "shard-000.tar", [pair("other", 0)])
     assert main(["shards", "validate", first]) == 1
     assert "wrong checksum" in capsys.readouterr().out
+    (tmp_path / "shard-000.tar").unlink()
+    Manifest({}, [record, ShardRecord("shard-001.tar", 1, 1, sha256_of(Path(second)), 1)]).write(tmp_path)
+    assert main(["shards", "validate", str(tmp_path)]) == 1
+    assert "shard-000: missing shard" in capsys.readouterr().out
