@@ -90,6 +90,13 @@ def test_real_labels_take_the_place_of_the_folder_s(tmp_path):
     data = open_official("imagenet1k-real", tmp_path, incomplete=True)
     assert len(data.samples) == 2
     assert [sorted(data.accepted[key]) for key in data.samples.keys] == [[795, 970], [230, 231]]
+    assert "know no image" not in data.missing
+    renamed = tmp_path / synsets()[0] / "of-another-name.JPEG"
+    renamed.write_bytes(picture(4))
+    data = open_official("imagenet1k-real", tmp_path, incomplete=True)
+    assert len(data.samples) == 2
+    assert data.missing.endswith(f"the labels know no image that is called {synsets()[0]}/{renamed.name}")
+    renamed.unlink()
     (tmp_path / synsets()[0] / "ILSVRC2012_val_00000002.JPEG").unlink()
     (tmp_path / synsets()[0] / "ILSVRC2012_val_00000003.JPEG").unlink()
     with pytest.raises(DataError, match="no image is called as the labels"):
