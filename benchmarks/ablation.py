@@ -32,8 +32,8 @@ from eval.tasks import evaluate
 from navit_clip.config import load_config
 from navit_clip.data import read_samples
 from navit_clip.data.draws import draw_text
-from navit_clip.data.dropping import num_kept
 from navit_clip.data.images import EncodedImage
+from navit_clip.data.stream import draw_size
 from navit_clip.distributed import World
 from navit_clip.model.flops import image_tower_flops, text_tower_flops
 from navit_clip.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -117,11 +117,7 @@ class Course:
         samples = self._samples
         for height, width, captions in (samples[i % len(samples)] for i in range(STEP)):
             texts.append(draw_text(captions, (), tuple(data.templates), random)[1])
-            allowed = data.resolution.draw_tokens(random, seen, patch_size)
-            size = data.augmentation.draw_view(random).size(height, width)
-            rows, columns = data.resolution.grid(*size, patch_size, allowed)
-            share = data.length_share(rows * columns, patch_size)
-            lengths.append(num_kept(rows * columns, data.drop.draw_rate(random, seen, share)))
+            lengths.append(draw_size(data, random, seen, height, width, patch_size).num_kept)
         encoded = self._tokenizer.encode(texts, model.text.context_length)
         image = image_tower_flops(model.image, torch.tensor(lengths), backward=True)
         captions = torch.tensor([len(ids) for ids in encoded])

@@ -16,10 +16,8 @@ Seconds from SIGTERM to the end of a run of configs/run/demo.yaml, its checkpoin
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,8 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.multiprocessing as multiprocessing
 
+from benchmarks import turns
+from benchmarks.ranks import on_ranks
 from navit_clip.batch import Batch, Captions, PackedImages, Patches
 from navit_clip.distributed import World
 from navit_clip.loss import LossConfig
@@ -90,7 +89,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     whole: dict[int, float] = {}
     for way in WAYS:
-        ranks = on_ranks(way)
+        ranks = on_ranks(way.ranks, cost_of_a_step, way)
         seconds, first = (max(getattr(rank, name) for rank in ranks) for name in ("seconds", "first"))
         share = seconds / whole.setdefault(way.ranks, seconds)
         memory = max(rank.memory for rank in ranks) / MIB
@@ -98,25 +97,8 @@ def main() -> None:
         print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
-def on_ranks(way: Way) -> list[Cost]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = multiprocessing.get_context("spawn").SimpleQueue()
-    multiprocessing.spawn(rank_of, (port, results, way), nprocs=way.ranks)  # pyright: ignore[reportPrivateImportUsage]
-    return [results.get() for _ in range(way.ranks)]
-
-
-def rank_of(rank: int, port: int, results: Any, way: Way) -> None:
-    places = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": way.ranks, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(1)
-    with World.join() as world:
-        results.put(cost_of_a_step(way, world))
-
-
-def cost_of_a_step(way: Way, world: World) -> Cost:
-    before = resident("VmRSS")
+def cost_of_a_step(world: World, way: Way) -> Cost:
+    before = turns.resident("VmRSS")
     torch.manual_seed(0)
     blocks = {**TOWER, "checkpoint_blocks": way.checkpoint_blocks}
     image = ImageTowerConfig(**blocks, patch_size=PATCH_SIZE)
@@ -132,13 +114,13 @@ def cost_of_a_step(way: Way, world: World) -> Cost:
     seconds, first = [], 0.0
     for step in range(WARM_UP + STEPS):
         if step == WARM_UP:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+            turns.forget_high_water_mark()
         clock, cpu = time.perf_counter(), cpu_seconds()
         accumulate_gradient(engine, batches, counts, LossConfig(), world)
         engine.step(1e-3)
         seconds.append(cpu_seconds() - cpu)
         first = first or time.perf_counter() - clock
-    return Cost(statistics.median(seconds[WARM_UP:]), resident("VmHWM") - before, first)
+    return Cost(statistics.median(seconds[WARM_UP:]), turns.resident("VmHWM") - before, first)
 
 
 def noise(num_pairs: int, seed: int) -> Batch:
@@ -159,12 +141,6 @@ def noise(num_pairs: int, seed: int) -> Batch:
 def cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-def resident(name: str) -> int:
-    """A figure of this process's memory in bytes, by its name in /proc."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
 
 
 def seconds_to_stop() -> float:

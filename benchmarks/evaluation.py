@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +38,7 @@ from transformers import (
     Siglip2VisionConfig,
 )
 
+from benchmarks import turns
 from eval.image_config import ImageConfig
 from eval.model import PackedModel
 from eval.prompts import class_embeddings, load_templates
@@ -82,12 +82,13 @@ def main() -> None:
     if arguments.only != "text":
         parts.append(("images", image_contenders(arguments.num_images), arguments.num_images))
     for name, contenders, count in parts:
-        seconds = take_turns(contenders, 1 if arguments.cold else arguments.rounds, warm=not arguments.cold)
-        ours, theirs = (statistics.median(times) for times in seconds.values())
+        rounds = 1 if arguments.cold else arguments.rounds
+        timings = turns.take_turns(contenders, rounds, clock=time.process_time, warm=not arguments.cold)
+        ours, theirs = (timing.seconds for timing in timings.values())
         figures[name] = {"ours": count / ours, "theirs": count / theirs, "ratio": theirs / ours}
         print(f"{name}: {count / ours:.1f}/s, peer {count / theirs:.1f}/s, {theirs / ours:.2f} times as fast")
-        for contender, times in seconds.items():
-            print(f"  {contender}: {', '.join(f'{elapsed:.2f}' for elapsed in times)} s")
+        for contender, timing in timings.items():
+            print(f"  {contender}: {timing.seconds:.2f} s of CPU time, spread {timing.spread:.0%}")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -153,20 +154,6 @@ def image_contenders(num_images: int) -> dict[str, Callable[[], object]]:
             )
 
     return {"packed": packed, "Siglip2VisionModel": padded}
-
-
-def take_turns(
-    contenders: dict[str, Callable[[], object]], rounds: int, warm: bool
-) -> dict[str, list[float]]:
-    """CPU seconds of each, round by round, after one to warm up where asked."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + warm):
-        for name, run in contenders.items():
-            start = time.process_time()
-            run()
-            if turn >= warm:
-                seconds[name].append(time.process_time() - start)
-    return seconds
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import Siglip2Config, Siglip2Model, Siglip2TextConfig, Siglip2VisionConfig
 
+from benchmarks import turns
 from navit_clip.batch import PackedImages, Patches
 from navit_clip.huggingface.siglip2 import clip_config, clip_weights
 from navit_clip.model import TwoTowers
@@ -46,23 +46,16 @@ def main() -> None:
     difference = float((padded() - packed()).abs().max())
     if not difference <= BOUND:
         raise SystemExit(f"the outputs differ by {difference:.1e}, expected at most {BOUND:.0e}")
-    seconds: dict[str, list[float]] = {"padded": [], "packed": []}
-    for _ in range(arguments.rounds):
-        for name, run in (("padded", padded), ("packed", packed)):
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    timings = turns.take_turns({"padded": padded, "packed": packed}, arguments.rounds)
     lengths = [len(image) for image in images]
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; {len(images)} images of "
         f"{min(lengths)} to {max(lengths)} patches (mean {statistics.mean(lengths):.0f}), "
         f"padded to {MOST_PATCHES}"
     )
-    for name, median in medians.items():
-        spread = (max(seconds[name]) - min(seconds[name])) / median
-        print(f"{name}: {len(images) / median:.1f} images/s, spread {spread:.0%}")
-    ratio = medians["padded"] / medians["packed"]
+    for name, timing in timings.items():
+        print(f"{name}: {len(images) / timing.seconds:.1f} images/s, spread {timing.spread:.0%}")
+    ratio = timings["padded"].seconds / timings["packed"].seconds
     print(f"packed is {ratio:.2f} times as fast; outputs differ by {difference:.1e}")
 
 

@@ -10,20 +10,19 @@ embeddings; each is measured in a process of its own. The streamed loss also run
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks import turns
 from navit_clip.batch import Embeddings
 from navit_clip.distributed import World
 from navit_clip.loss import LossConfig, contrastive_loss
 
-ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+ALONE = World(rank=0, size=1, device=turns.CPU)
 MIB = 2**20
 
 
@@ -38,19 +37,15 @@ def main() -> None:
     print(f"torch {torch.__version__}, {threads} threads, {arguments.dim} values a vector, fp32\n")
     print("| loss | pairs | CPU seconds | memory beyond inputs and gradients |\n|---|---|---|---|")
 
-    seconds: dict[str, list[float]] = {name: [] for name in LOSSES}
     leaves = make_leaves(arguments.pairs, arguments.dim)
-    for turn in range(arguments.rounds + 1):
-        for name, loss in LOSSES.items():
-            elapsed = cpu_seconds(loss, leaves)
-            if turn:  # the first round warms up
-                seconds[name].append(elapsed)
-    del leaves
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    memory = {name: apart(name, arguments.pairs, arguments.dim) for name in LOSSES}
+    runs = {name: partial(run, name, leaves) for name in LOSSES}
+    timings = turns.take_turns(runs, arguments.rounds, clock=time.process_time)
+    del leaves, runs
+    medians = {name: timing.seconds for name, timing in timings.items()}
+    memory = {name: turns.apart(peak_memory, name, arguments.pairs, arguments.dim) for name in LOSSES}
     for name in LOSSES:
         print(f"| {name} | {arguments.pairs} | {medians[name]:.2f} | {memory[name] / MIB:.0f} MiB |")
-    large = apart("sigmoid, streamed", arguments.large, arguments.dim)
+    large = turns.apart(peak_memory, "sigmoid, streamed", arguments.large, arguments.dim)
     print(f"| sigmoid, streamed | {arguments.large} | | {large / MIB:.0f} MiB |")
     print(
         f"\nstreamed / dense: {medians['sigmoid, streamed'] / medians['sigmoid, dense']:.2f} of the time, "
@@ -92,34 +87,19 @@ LOSSES = {
 }
 
 
-def cpu_seconds(loss: Callable[[list[torch.Tensor]], torch.Tensor], leaves: list[torch.Tensor]) -> float:
+def run(name: str, leaves: list[torch.Tensor]) -> None:
+    """Forward and backward."""
     for leaf in leaves:
         leaf.grad = None
-    start = time.process_time()
-    loss(leaves).backward()
-    return time.process_time() - start
-
-
-def apart(name: str, pairs: int, dim: int) -> float:
-    """Bytes that a loss takes beyond inputs and gradients, in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as process:
-        return process.apply(peak_memory, (name, pairs, dim))
-
-
-def peak_memory(name: str, pairs: int, dim: int) -> float:
-    LOSSES[name](make_leaves(64, dim)).backward()  # what libraries set up once is not the loss's
-    leaves = make_leaves(pairs, dim)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     LOSSES[name](leaves).backward()
-    gradients = sum(leaf.grad.nbytes for leaf in leaves if leaf.grad is not None)
-    return resident("VmHWM") - before - gradients
 
 
-def resident(name: str) -> int:
-    """A figure of this process's memory in bytes, by its name in /proc."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+def peak_memory(name: str, pairs: int, dim: int) -> int:
+    """Bytes that a loss takes beyond inputs and gradients; in a process of its own."""
+    run(name, make_leaves(64, dim))  # what libraries set up once is not the loss's
+    leaves = make_leaves(pairs, dim)
+    taken = turns.peak_memory(partial(run, name, leaves), turns.CPU)
+    return taken - sum(leaf.grad.nbytes for leaf in leaves if leaf.grad is not None)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,25 @@ of five rounds, since all that a busy machine can do is to slow one down.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
-from navit_clip.data import DropConfig, Packer, ResolutionConfig, read_samples
-from navit_clip.data.dropping import num_kept
+from navit_clip.data import DataConfig, DropConfig, Packer, ResolutionConfig, read_samples
 from navit_clip.data.images import EncodedImage
+from navit_clip.data.lines import Lines
 from navit_clip.data.packing import STAND_BACK, Cut
+from navit_clip.data.stream import draw_size
 from navit_clip.errors import SampleError
 
 PATCH_SIZE = 16
-RESOLUTION = ResolutionConfig(min_side=64, max_side=256)
-DROP = DropConfig(kind="beta", rate=0.5)
+DATA = DataConfig(
+    shards=["SHARDS"],
+    resolution=ResolutionConfig(min_side=64, max_side=256),
+    drop=DropConfig(kind="beta", rate=0.5),
+)
 ROUNDS = 5
 
 
@@ -73,13 +78,12 @@ def pack(lengths: Sequence[int], budget: int, lookahead: int, exact: bool) -> li
 
 def longest_wait(lengths: Sequence[int], budget: int, lookahead: int, exact: bool) -> int:
     """Batches that the item which waited longest let go by."""
-    packer: Packer[tuple[int, int]] = Packer(budget, lookahead, exact)
-    longest = num_batches = 0
+    line: Lines[int] = Lines(lambda: Packer(budget, lookahead, exact), math.inf)
+    longest = 0
     for item, length in enumerate(lengths):
-        packer.add((item, num_batches), length)
-        while packer.ready:
-            longest = max(longest, *(num_batches - since for _, since in packer.cut().items))
-            num_batches += 1
+        line.add(0, item, length)
+        while batch := line.cut():
+            longest = max(longest, batch.longest_wait)
     return longest
 
 
@@ -100,10 +104,8 @@ def drawn_lengths(of: Sequence[tuple[int, int]], number: int) -> list[int]:
     random, lengths = np.random.default_rng(0), []
     order = np.concatenate([random.permutation(len(of)) for _ in range(-(-number // len(of)))])
     for index in order[:number]:
-        allowed = RESOLUTION.draw_tokens(random, 0.0, PATCH_SIZE)
         height, width = of[index]
-        rows, columns = RESOLUTION.grid(height, width, PATCH_SIZE, allowed)
-        lengths.append(num_kept(rows * columns, DROP.draw_rate(random, 0.0, 0.0)))
+        lengths.append(draw_size(DATA, random, 0.0, height, width, PATCH_SIZE).num_kept)
     return lengths
 
 

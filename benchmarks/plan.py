@@ -13,22 +13,18 @@ many threads as a rank has, by as many processes at once as there are ranks.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import socket
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-import torch.multiprocessing as multiprocessing
-from torch.multiprocessing.spawn import start_processes
 
 from benchmarks import turns
-from benchmarks.peers.steps import model_config, packed_step
+from benchmarks.peers.steps import make_batch, model_config, packed_step
 from benchmarks.peers.workload import CASES, PATCH_SIZE, SIZES, draw_captions, draw_pictures
+from benchmarks.ranks import on_ranks
 from navit_clip.data import DataConfig, ResolutionConfig
 from navit_clip.distributed import World
 from training.config import RunConfig
@@ -127,69 +123,38 @@ def run_config(trial: Trial) -> RunConfig:
 
 def measure(trial: Trial, num_ranks: int, environment: dict[str, str]) -> Found:
     """Trains in processes of their own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    found = context.SimpleQueue()
-    with _surroundings({**environment, "OMP_NUM_THREADS": str(trial.threads)}):
-        ranks = start_processes(
-            train, (num_ranks, port, found, trial), nprocs=num_ranks, join=False, start_method="spawn"
-        )
-    assert ranks is not None  # they run beside this process
-    while not ranks.join():
-        pass
-    return found.get()
+    return on_ranks(num_ranks, train, trial, threads=trial.threads, environment=environment)[0]
 
 
-def train(rank: int, num_ranks: int, port: int, found: Any, trial: Trial) -> None:
+def train(world: World, trial: Trial) -> Found:
     """One rank of a trial."""
-    place = {"RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_RANK": 0, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(trial.threads)
     warnings.simplefilter("ignore")  # DeepSpeed's, of torch's newer names
     config = run_config(trial)
-    with World.join() as world:
+    world.barrier()
+    hardware = measured_here(
+        (config.model.image.width, config.model.text.width), config.data.tokens_per_batch
+    )
+    small = make_step(trial._replace(size="tiny", images=1), world)
+    small()  # what libraries set up once is no model's
+    del small
+    before = turns.resident("VmRSS")
+    turns.forget_high_water_mark()
+    step = make_step(trial, world)
+    seconds = []
+    for _ in range(trial.steps):
         world.barrier()
-        hardware = measured_here(
-            (config.model.image.width, config.model.text.width), config.data.tokens_per_batch
-        )
-        small = make_step(trial._replace(size="tiny", images=1), rank, world)
-        small()  # what libraries set up once is no model's
-        del small
-        before = turns.resident("VmRSS")
-        turns.forget_high_water_mark()
-        step = make_step(trial, rank, world)
-        seconds = []
-        for _ in range(trial.steps):
-            world.barrier()
-            start = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - start)
-        if rank == 0:
-            held = turns.resident("VmHWM") - before
-            found.put(Found(held, statistics.median(seconds[1:]), hardware))
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return Found(turns.resident("VmHWM") - before, statistics.median(seconds[1:]), hardware)
 
 
-def make_step(trial: Trial, rank: int, world: World):
+def make_step(trial: Trial, world: World) -> Callable[[], object]:
     """The training loop's step on a rank's own noise."""
-    images = draw_pictures(CASES["equal"], trial.images, seed=rank)
-    captions = draw_captions(trial.images, CAPTION_TOKENS, seed=rank)
+    images = draw_pictures(CASES["equal"], trial.images, seed=world.rank)
+    captions = draw_captions(trial.images, CAPTION_TOKENS, seed=world.rank)
     engine = EngineConfig(precision="fp32", zero_stage=trial.stage)
-    return packed_step(model_config(SIZES[trial.size]), images, captions, engine, world)
-
-
-@contextlib.contextmanager
-def _surroundings(variables: dict[str, str]) -> Iterator[None]:
-    """Environment variables that processes started inside inherit."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    yield
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
+    return packed_step(model_config(SIZES[trial.size]), [make_batch(images, captions)], engine, world)
 
 
 def _parser() -> argparse.ArgumentParser:

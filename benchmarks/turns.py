@@ -14,6 +14,7 @@ import torch
 
 Found = TypeVar("Found")
 
+CPU = torch.device("cpu")
 PRODUCT = "matrix product"
 """What the machine itself does in its turn."""
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -30,7 +31,11 @@ class Timing(NamedTuple):
 
 
 def take_turns(
-    runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device = CPU,
+    clock: Callable[[], float] = time.perf_counter,
+    warm: bool = True,
 ) -> dict[str, Timing]:
     """Runs everything once to warm up, and then in turns, each round beginning with another.
 
@@ -40,14 +45,16 @@ def take_turns(
         runs: what to time, by name.
         rounds: turns of each.
         device: what has to be idle before the clock is read.
+        clock: seconds; `time.process_time` counts those of the CPU.
+        warm: whether to warm up; runs of minutes need not.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + warm):
         first = turn % len(runs)
         order = [*runs][first:] + [*runs][:first]
         for name in order:
-            elapsed = _elapsed(runs[name], device)
-            if turn:
+            elapsed = _elapsed(runs[name], device, clock)
+            if turn >= warm:
                 seconds[name].append(elapsed)
     return {
         name: Timing(statistics.median(times), (max(times) - min(times)) / statistics.median(times))
@@ -92,12 +99,12 @@ def forget_high_water_mark() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _elapsed(run: Callable[[], object], device: torch.device) -> float:
+def _elapsed(run: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
     _wait(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     _wait(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _wait(device: torch.device) -> None:

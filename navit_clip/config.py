@@ -46,8 +46,7 @@ def load_config(
     """
     tree = _read(Path(path))
     where = f"{path} and the command line" if overrides else str(path)
-    for override in overrides:
-        tree = _merge(tree, _parse_override(override))
+    tree = _with_settings(tree, overrides)
     if section:
         tree = tree.get(section, {})
     return build_config(schema, tree, where)
@@ -55,10 +54,7 @@ def load_config(
 
 def config_of(schema: type[Config], settings: Sequence[str], where: str) -> Config:
     """Builds the dataclass `schema` from `dotted.key=value` settings alone; `where` names them in errors."""
-    tree: dict[Any, Any] = {}
-    for setting in settings:
-        tree = _merge(tree, _parse_override(setting))
-    return build_config(schema, tree, where)
+    return build_config(schema, _with_settings({}, settings), where)
 
 
 def build_config(schema: type[Config], tree: dict[Any, Any], where: str) -> Config:
@@ -131,6 +127,13 @@ def _merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def _with_settings(tree: dict[Any, Any], settings: Sequence[str]) -> dict[Any, Any]:
+    """A tree with `dotted.key=value` settings in the place of its own."""
+    for setting in settings:
+        tree = _merge(tree, _parse_override(setting))
+    return tree
 
 
 def _parse_override(override: str) -> dict[Any, Any]:

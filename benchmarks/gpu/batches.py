@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.peers.contender import Machine
-from benchmarks.peers.image_towers import pack
-from benchmarks.peers.text_towers import pack_captions
+from benchmarks.peers.steps import make_batch
 from benchmarks.peers.workload import PATCH_SIZE, Picture, draw_captions
 from navit_clip.batch import Batch
 from navit_clip.config import load_config
@@ -28,13 +28,19 @@ def b16_lengths() -> list[int]:
 
 def draw_batch(machine: Machine, seed: int) -> Batch:
     """One batch, in the host's memory."""
-    budget, pictures, tokens = BUDGET[machine.device.type], [], 0
-    for length in np.random.default_rng(seed).permutation(b16_lengths()).tolist():
+    lengths = np.random.default_rng(seed).permutation(b16_lengths()).tolist()
+    pictures = [_row(length, seed) for length in fitting(lengths, BUDGET[machine.device.type])]
+    return make_batch(pictures, draw_captions(len(pictures), None, seed))
+
+
+def fitting(lengths: Sequence[int], budget: int) -> list[int]:
+    """One after the other, those that still fit."""
+    chosen, tokens = [], 0
+    for length in lengths:
         if tokens + length <= budget:
-            pictures.append(_row(length, seed))
+            chosen.append(length)
             tokens += length
-    captions = draw_captions(len(pictures), None, seed)
-    return Batch(pack(pictures), pack_captions(captions), tuple(map(str, range(len(pictures)))))
+    return chosen
 
 
 def _row(length: int, seed: int) -> Picture:

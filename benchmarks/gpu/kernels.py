@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import turns
-from benchmarks.gpu.batches import BUDGET, b16_lengths
+from benchmarks.gpu.batches import BUDGET, b16_lengths, fitting
 from benchmarks.peers.contender import Machine
 from navit_clip.batch import Embeddings, offsets_of
 from navit_clip.distributed import World
@@ -27,12 +27,8 @@ def kernel_rows() -> list[dict[str, Any]]:
     """A row for each backend and kind of pack, and one for the loss."""
     machine, rows = Machine.here(), []
     budget = BUDGET[machine.device.type]
-    mixed, tokens = [], 0
-    for length in b16_lengths():
-        if tokens + length <= budget:
-            mixed.append(length)
-            tokens += length
-    for name, lengths in {"b16's draws": mixed, "196 each": [196] * max(1, budget // 196)}.items():
+    packs = {"b16's draws": fitting(b16_lengths(), budget), "196 each": [196] * max(1, budget // 196)}
+    for name, lengths in packs.items():
         for backend in get_args(Backend):
             rows += attention_rows(f"{backend}, {name}", backend, lengths, machine)
     product, flops = turns.matrix_product(machine.device, machine.dtype)

@@ -10,15 +10,13 @@ import torch
 from benchmarks import turns
 from benchmarks.gpu.batches import draw_batch
 from benchmarks.peers.contender import Machine
-from benchmarks.peers.steps import model_config
+from benchmarks.peers.steps import model_config, packed_step
 from benchmarks.peers.workload import SIZES
 from navit_clip.batch import Batch
 from navit_clip.distributed import World
-from navit_clip.loss import LossConfig
-from navit_clip.model import ClipConfig, TwoTowers, choose_backend
-from training.engine import Engine, EngineConfig
-from training.gradient import accumulate_gradient
-from training.optimizer import OptimizerConfig, make_optimizer
+from navit_clip.model import ClipConfig, choose_backend
+from training.engine import EngineConfig
+from training.optimizer import OptimizerConfig
 from training.utilisation import model_flops, peak_flops
 
 BATCHES, ROUNDS = 4, 8
@@ -48,27 +46,14 @@ def step_row(
 ) -> dict[str, Any]:
     """Steps over different batches in turn, so that lengths and numbers of pairs change from step to step."""
     torch.manual_seed(0)
-    optimizer_config = OptimizerConfig()
     precision = "fp32" if machine.dtype == torch.float32 else "bf16"
-    towers = TwoTowers(model)
-    engine = Engine(
-        EngineConfig(precision=precision), towers, make_optimizer(optimizer_config, towers), world
-    )
-    turn = 0
-
-    def step() -> None:
-        nonlocal turn
-        batch = batches[turn % len(batches)]
-        turn += 1
-        accumulate_gradient(engine, [batch.to(world.device)], [len(batch)], LossConfig(), world)
-        engine.step(optimizer_config.learning_rate)
-
+    step = packed_step(model, batches, EngineConfig(precision=precision), world)
     for _ in batches:
         step()
     compiled_before = _compiled()
     seconds = turns.take_turns({name: step}, ROUNDS, machine.device)[name].seconds
     memory = turns.peak_memory(step, machine.device)
-    flops = sum(model_flops(model, optimizer_config, batch) for batch in batches) / len(batches)
+    flops = sum(model_flops(model, OptimizerConfig(), batch) for batch in batches) / len(batches)
     return {
         "name": name,
         "milliseconds": 1e3 * seconds,

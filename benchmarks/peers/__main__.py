@@ -29,7 +29,7 @@ from benchmarks import turns
 from benchmarks.peers.contender import Machine, forward_alone, forward_and_backward
 from benchmarks.peers.image_towers import tower_config as image_config
 from benchmarks.peers.line_up import captions, pictures, tower_memory, towers
-from benchmarks.peers.steps import CLIPPING, model_config, open_clip_step, packed_step
+from benchmarks.peers.steps import CLIPPING, make_batch, model_config, open_clip_step, packed_step
 from benchmarks.peers.text_towers import tower_config as text_config
 from benchmarks.peers.workload import CASES, CONTEXT_LENGTH, SIZES, draw_captions
 from navit_clip.distributed import World
@@ -89,7 +89,7 @@ def step_rows(arguments: argparse.Namespace, machine: Machine) -> list[dict[str,
             "packed, captions as they are": real,
         }
         runs: dict[str, Callable[[], object]] = {
-            name: packed_step(model_config(size), images, texts, engine, world)
+            name: packed_step(model_config(size), [make_batch(images, texts)], engine, world)
             for name, texts in ours.items()
         }
         runs["open_clip, 64 tokens a caption"] = open_clip_step(size, images, full, machine)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from benchmarks.peers.contender import Contender, Machine
 from benchmarks.peers.workload import PATCH_SIZE, Picture, Size
 from navit_clip.batch import PackedImages, Patches
+from navit_clip.data.patches import picture_of
 from navit_clip.model import ImageTower, ImageTowerConfig, PositionConfig
 from navit_clip.model.initialization import initialize
 
@@ -56,6 +56,11 @@ def pack(pictures: Sequence[Picture]) -> PackedImages:
     """Longest first, as the loader has them."""
     ordered = sorted(pictures, key=lambda picture: -len(picture.pixels))
     return PackedImages.pack([Patches(picture.pixels, picture.position, picture.grid) for picture in ordered])
+
+
+def raster(picture: Picture) -> Tensor:
+    """Pixels from -1 to 1, float32 [3, height, width], of the grid that peers are told."""
+    return picture_of(Patches(picture.pixels, picture.position, picture.shown_grid), PATCH_SIZE)
 
 
 def _packed(size: Size, pictures: Sequence[Picture], machine: Machine) -> Callable[[], Tensor]:
@@ -119,18 +124,7 @@ def _vit_pytorch(size: Size, pictures: Sequence[Picture], machine: Machine) -> C
         mlp_dim=size.mlp_dim,
         dim_head=size.width // size.num_heads,
     ).to(machine.device)
-    rasters = [
-        rearrange(
-            _normalised(picture),
-            "(h w) (p q c) -> c (h p) (w q)",
-            h=picture.shown_grid[0],
-            p=PATCH_SIZE,
-            q=PATCH_SIZE,
-        )
-        .contiguous()
-        .to(machine.device)
-        for picture in pictures
-    ]
+    rasters = [raster(picture).contiguous().to(machine.device) for picture in pictures]
     return lambda: tower(rasters, group_images=True)
 
 

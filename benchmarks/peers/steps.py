@@ -7,16 +7,16 @@ ViT-B-16-SigLIP: its towers, its loss, its AdamW. Both clip the gradient's norm 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 
 import torch
-from einops import rearrange
 
 from benchmarks.peers.contender import Machine
-from benchmarks.peers.image_towers import pack
+from benchmarks.peers.image_towers import pack, raster
 from benchmarks.peers.image_towers import tower_config as image_config
-from benchmarks.peers.text_towers import pack_captions, padded_captions
+from benchmarks.peers.text_towers import open_clip_text, pack_captions, padded_captions
 from benchmarks.peers.text_towers import tower_config as text_config
-from benchmarks.peers.workload import CONTEXT_LENGTH, PATCH_SIZE, VOCABULARY, Picture, Size
+from benchmarks.peers.workload import PATCH_SIZE, Picture, Size
 from navit_clip.batch import Batch
 from navit_clip.distributed import World
 from navit_clip.loss import LossConfig
@@ -38,19 +38,21 @@ def model_config(size: Size) -> ClipConfig:
     return ClipConfig(image=image_config(size), text=text_config(size))
 
 
+def make_batch(pictures: Sequence[Picture], captions: Sequence[list[int]]) -> Batch:
+    """In the host's memory."""
+    return Batch(pack(pictures), pack_captions(captions), tuple(map(str, range(len(pictures)))))
+
+
 def packed_step(
-    model: ClipConfig,
-    pictures: Sequence[Picture],
-    captions: Sequence[list[int]],
-    engine_config: EngineConfig,
-    world: World,
+    model: ClipConfig, batches: Sequence[Batch], engine_config: EngineConfig, world: World
 ) -> Callable[[], object]:
-    """One step of the training loop on these pairs, from a batch in the host's memory on."""
+    """One step of the training loop, on one batch after the other, from the host's memory on."""
     towers = TwoTowers(model)
     engine = Engine(engine_config, towers, make_optimizer(OptimizerConfig(), towers), world)
-    batch = Batch(pack(pictures), pack_captions(captions), tuple(map(str, range(len(pictures)))))
+    in_turn = cycle(batches)
 
     def run() -> None:
+        batch = next(in_turn)
         counts = world.counts(len(batch))
         accumulate_gradient(engine, [batch.to(world.device)], counts, LossConfig(), world)
         engine.step(LEARNING_RATE)
@@ -76,35 +78,14 @@ def open_clip_step(
             timm_pool="map",
             timm_proj="none",
         ),
-        text_cfg=CLIPTextCfg(
-            context_length=CONTEXT_LENGTH,
-            vocab_size=VOCABULARY,
-            width=size.width,
-            heads=size.num_heads,
-            layers=size.depth,
-            no_causal_mask=True,
-            proj_bias=True,
-            pool_type="last",
-            norm_kwargs={"eps": 1e-6},
-        ),
+        text_cfg=CLIPTextCfg(**open_clip_text(size), norm_kwargs={"eps": 1e-6}),
     ).to(machine.device)
     loss_function = SigLipLoss()
     flat = [parameter for parameter in towers.parameters() if parameter.ndim < 2]
     matrices = [parameter for parameter in towers.parameters() if parameter.ndim >= 2]
     groups = [{"params": flat, "weight_decay": 0.0}, {"params": matrices, "weight_decay": 1e-4}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
-    images = torch.stack(
-        [
-            rearrange(
-                torch.from_numpy(picture.pixels) / 127.5 - 1,
-                "(h w) (p q c) -> c (h p) (w q)",
-                h=picture.grid[0],
-                p=PATCH_SIZE,
-                q=PATCH_SIZE,
-            )
-            for picture in pictures
-        ]
-    )
+    images = torch.stack([raster(picture) for picture in pictures])
     ids = padded_captions(captions)
 
     def run() -> None:

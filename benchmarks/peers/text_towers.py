@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,20 @@ def padded_captions(captions: Sequence[list[int]]) -> Tensor:
     return torch.tensor([[0] * (CONTEXT_LENGTH - len(caption)) + caption for caption in captions])
 
 
+def open_clip_text(size: Size) -> dict[str, Any]:
+    """open_clip's settings of a text tower like its ViT-B-16-SigLIP's."""
+    return {
+        "context_length": CONTEXT_LENGTH,
+        "vocab_size": VOCABULARY,
+        "width": size.width,
+        "heads": size.num_heads,
+        "layers": size.depth,
+        "no_causal_mask": True,
+        "pool_type": "last",
+        "proj_bias": True,
+    }
+
+
 def _packed(size: Size, captions: Sequence[list[int]], machine: Machine) -> Callable[[], Tensor]:
     tower = TextTower(tower_config(size), embedding_dim=size.width)
     initialize(tower)
@@ -51,20 +66,10 @@ def _packed(size: Size, captions: Sequence[list[int]], machine: Machine) -> Call
 
 
 def _open_clip(size: Size, captions: Sequence[list[int]], machine: Machine) -> Callable[[], Tensor]:
-    """As its ViT-B-16-SigLIP has it."""
     from open_clip.transformer import TextTransformer
 
     tower = TextTransformer(
-        context_length=CONTEXT_LENGTH,
-        vocab_size=VOCABULARY,
-        width=size.width,
-        heads=size.num_heads,
-        layers=size.depth,
-        mlp_ratio=size.mlp_dim / size.width,
-        output_dim=size.width,
-        no_causal_mask=True,
-        pool_type="last",
-        proj_bias=True,
+        **open_clip_text(size), mlp_ratio=size.mlp_dim / size.width, output_dim=size.width
     ).to(machine.device)
     ids = padded_captions(captions).to(machine.device)
     return lambda: tower(ids)

@@ -7,7 +7,9 @@ row of the grid.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
 
 from navit_clip.batch import Patches
 from navit_clip.data.images import decode_image
@@ -62,3 +64,11 @@ def cut_grid(
         position=np.stack([row, column], axis=1).astype(np.int32),
         grid=grid,
     )
+
+
+def picture_of(patches: Patches, patch_size: int) -> Float[Tensor, "3 height width"]:
+    """The resized picture that was cut into these, from -1 to 1; all patches have to be there."""
+    rows, columns = patches.grid
+    tiles = torch.from_numpy(patches.pixels).view(rows, columns, patch_size, patch_size, 3)
+    picture = tiles.permute(4, 0, 2, 1, 3).reshape(3, rows * patch_size, columns * patch_size)
+    return picture / 127.5 - 1

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from navit_clip.batch import Batch
-from navit_clip.data.augmentation import AugmentationConfig
+from navit_clip.data.augmentation import AugmentationConfig, View
 from navit_clip.data.counts import SourceCounts, no_counts, total_counts
 from navit_clip.data.draws import check_template, draw_text, sample_random, seed_of
 from navit_clip.data.dropping import DropConfig, draw_kept, num_kept
@@ -156,6 +156,46 @@ class DataConfig:
         """Where a number of patches lies between the fewest, 0, and the most, 1, that images may have."""
         smallest, largest = self.resolution.smallest(patch_size), self.resolution.largest(patch_size)
         return (num_patches - smallest) / max(largest - smallest, 1)
+
+
+class DrawnSize(NamedTuple):
+    """What training draws of how an image is seen."""
+
+    num_tokens: int
+    """Patches that it is allowed."""
+    view: View
+    grid: tuple[int, int]
+    drop_rate: float
+
+    @property
+    def num_kept(self) -> int:
+        """Patches that stay."""
+        return num_kept(math.prod(self.grid), self.drop_rate)
+
+
+def draw_size(
+    config: DataConfig,
+    random: np.random.Generator,
+    images_seen: float,
+    height: int,
+    width: int,
+    patch_size: int,
+) -> DrawnSize:
+    """Draws for an image of so many pixels.
+
+    Args:
+        config: see there.
+        random: the sample's own.
+        images_seen: over all ranks, when this image comes.
+        height: of the whole picture, in pixels.
+        width: likewise.
+        patch_size: in pixels.
+    """
+    num_tokens = config.resolution.draw_tokens(random, images_seen, patch_size)
+    view = config.augmentation.draw_view(random)
+    grid = config.resolution.grid(*view.size(height, width), patch_size, num_tokens)
+    share = config.length_share(math.prod(grid), patch_size)
+    return DrawnSize(num_tokens, view, grid, config.drop.draw_rate(random, images_seen, share))
 
 
 def line_patience(config: DataConfig) -> int | float:
@@ -331,19 +371,15 @@ class Stream:
         )
         random = sample_random(self._seed, place.visit, sample.key)
         caption, text = draw_text(sample.captions, sample.chances, tuple(config.templates), random)
-        num_tokens = config.resolution.draw_tokens(random, images_seen, patch_size)
-        view = config.augmentation.draw_view(random)
         encoded = EncodedImage(sample.image, config.max_pixels)
-        size = view.size(encoded.height, encoded.width)
-        rows, columns = config.resolution.grid(*size, patch_size, num_tokens)
-        rate = config.drop.draw_rate(random, images_seen, config.length_share(rows * columns, patch_size))
-        kept = draw_kept(rows * columns, rate, random)
+        drawn = draw_size(config, random, images_seen, encoded.height, encoded.width, patch_size)
+        kept = draw_kept(math.prod(drawn.grid), drawn.drop_rate, random)
         # Of the whole picture, as many pixels as give the crop enough.
-        height, width = (math.ceil(side * patch_size / view.scale) for side in (rows, columns))
+        height, width = (math.ceil(side * patch_size / drawn.view.scale) for side in drawn.grid)
         image = encoded.decode(at_least=(height, width))
-        patches = cut_grid(view.of(image), patch_size, (rows, columns), kept)
+        patches = cut_grid(drawn.view.of(image), patch_size, drawn.grid, kept)
         (ids,) = self._tokenizer.encode([text], self._context_length)
-        return Pair(sample.key, patches, caption, ids), num_tokens
+        return Pair(sample.key, patches, caption, ids), drawn.num_tokens
 
     def _shard_size(self, number: int) -> int:
         size = self._sizes[number] = len(self._shards[number])

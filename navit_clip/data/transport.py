@@ -8,9 +8,8 @@ training process, and that process does the same few things for a batch, however
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import UInt8
@@ -93,19 +92,13 @@ class Transfer:
             moved = batch.to(self._device)
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
-        for tensor in _tensors(moved):
+
+        def in_use(tensor: Tensor) -> Tensor:
             tensor.record_stream(current)  # its memory is not reused before this stream is done with it
-        return moved
+            return tensor
+
+        return map_tensors(moved, in_use)
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> UInt8[Tensor, " bytes"]:
     return torch.empty(0, dtype=torch.uint8).set_(storage)
-
-
-def _tensors(carrier: Any) -> Iterator[Tensor]:
-    for field in fields(carrier):
-        value = getattr(carrier, field.name)
-        if isinstance(value, Tensor):
-            yield value
-        elif is_dataclass(value):
-            yield from _tensors(value)

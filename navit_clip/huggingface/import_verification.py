@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Siglip2Model, SiglipModel
 
 from navit_clip.batch import Captions, PackedImages, Patches, caption_identity
-from navit_clip.data.patches import cut_grid
+from navit_clip.data.patches import cut_grid, picture_of
 from navit_clip.errors import CheckpointError
 from navit_clip.huggingface.examples import CAPTIONS
 from navit_clip.huggingface.modeling_navit_siglip import NavitSiglipModel
@@ -78,19 +78,17 @@ def _images(loaded: LoadedModel, theirs: nn.Module) -> list[Patches]:
 
 
 def _their_images(theirs: Any, images: Sequence[Patches], loaded: LoadedModel) -> Float[Tensor, "images dim"]:
-    pixels = [torch.from_numpy(image.pixels) / 127.5 - 1 for image in images]
     if type(theirs) in FLEXIBLE:
         pooled = [
             theirs.get_image_features(
-                pixel_values=part[None],
-                pixel_attention_mask=torch.ones(1, len(part)),
+                pixel_values=(torch.from_numpy(image.pixels) / 127.5 - 1)[None],
+                pixel_attention_mask=torch.ones(1, len(image)),
                 spatial_shapes=torch.tensor([image.grid]),
             ).pooler_output
-            for part, image in zip(pixels, images, strict=True)
+            for image in images
         ]
         return torch.cat(pooled)
-    patch_size = loaded.model.config.image.patch_size
-    squares = torch.stack([_square(part, patch_size) for part in pixels])
+    squares = torch.stack([picture_of(image, loaded.model.config.image.patch_size) for image in images])
     if type(theirs) in FIXED:
         # Pixels that fill no patch, and that the convolution does not reach.
         rest: int = theirs.config.vision_config.image_size - squares.shape[-1]
@@ -131,13 +129,6 @@ def _their_ids(caption: str, loaded: LoadedModel, tokenizer: Any, length: int) -
     if tokenizer.eos_token_id not in ids:  # every caption was trained with one
         ids = [*ids[: length - 1], tokenizer.eos_token_id]
     return ids if padded is None else [*ids, *[padded.pad_id] * (length - len(ids))]
-
-
-def _square(patches: Float[Tensor, "tokens patch_dim"], patch_size: int) -> Float[Tensor, "3 height width"]:
-    """The picture that a square grid of patches was cut from."""
-    side = round(len(patches) ** 0.5)
-    tiles = patches.view(side, side, patch_size, patch_size, 3)
-    return tiles.permute(4, 0, 2, 1, 3).reshape(3, side * patch_size, side * patch_size)
 
 
 def _difference(ours: Float[Tensor, "vectors dim"], pooled: Float[Tensor, "vectors dim"]) -> float:

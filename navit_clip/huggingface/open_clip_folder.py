@@ -26,8 +26,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from navit_clip.batch import Patches
-from navit_clip.data.patches import cut_patches
+from navit_clip.data.patches import cut_patches, picture_of
 from navit_clip.errors import ExportError
 from navit_clip.huggingface import open_clip_format
 from navit_clip.huggingface.open_clip_weights import open_clip_weights
@@ -173,7 +172,7 @@ class _Reopened:
     ) -> Iterator[Float[Tensor, "images dim"]]:
         cut = (cut_patches(image, self._patch_size, self._tokens_per_image) for image in images)
         encode = self._model.encode_image
-        yield torch.cat([encode(_pixels(patches, self._patch_size)[None]) for patches in cut])
+        yield torch.cat([encode(picture_of(patches, self._patch_size)[None]) for patches in cut])
 
     def token_ids(self, captions: Sequence[str]) -> list[list[int]]:
         rows = self._tokenize(list(captions)).tolist()
@@ -184,14 +183,6 @@ class _Reopened:
 
     def encode_captions(self, captions: Sequence[str]) -> Float[Tensor, "captions dim"]:
         return self._model.encode_text(self._tokenize(list(captions)))
-
-
-def _pixels(patches: Patches, patch_size: int) -> Float[Tensor, "3 height width"]:
-    """The picture that patches were cut from, from -1 to 1."""
-    rows, columns = patches.grid
-    tiles = torch.from_numpy(patches.pixels).view(rows, columns, patch_size, patch_size, 3)
-    picture = tiles.permute(4, 0, 2, 1, 3).reshape(3, rows * patch_size, columns * patch_size)
-    return picture / 127.5 - 1
 
 
 def _trunk_name(image: ImageTowerConfig) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from navit_clip.data.dropping import num_kept
+from navit_clip.data.stream import draw_size
 from navit_clip.model import TOWERS, ClipConfig
 from navit_clip.model.flops import image_tower_flops, text_tower_flops
 from training.config import RunConfig
@@ -91,9 +90,6 @@ def draw_lengths(config: RunConfig, sizes: Sequence[tuple[int, int]], number: in
     data, patch_size = config.data, config.model.image.patch_size
     lengths = []
     for index in random.integers(len(sizes), size=number):
-        allowed = data.resolution.draw_tokens(random, seen, patch_size)
         height, width = sizes[index]
-        patches = math.prod(data.resolution.grid(height, width, patch_size, allowed))
-        rate = data.drop.draw_rate(random, seen, data.length_share(patches, patch_size))
-        lengths.append(num_kept(patches, rate))
+        lengths.append(draw_size(data, random, seen, height, width, patch_size).num_kept)
     return torch.tensor(lengths)
