@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from benchmarks.peers.image_towers import tower_config as image_config
 from benchmarks.peers.line_up import captions, pictures, tower_memory, towers
 from benchmarks.peers.steps import CLIPPING, make_batch, model_config, open_clip_step, packed_step
 from benchmarks.peers.text_towers import tower_config as text_config
-from benchmarks.peers.workload import CASES, CONTEXT_LENGTH, SIZES, draw_captions
+from benchmarks.peers.workload import CASES, CONTEXT_LENGTH, SIZES, Picture, Size, draw_captions
 from navit_clip.distributed import World
 from navit_clip.model import choose_backend
 from navit_clip.model.flops import image_tower_flops, text_tower_flops
@@ -63,17 +64,11 @@ def tower_rows(arguments: argparse.Namespace, machine: Machine) -> list[dict[str
     """Speed of one tower of each."""
     turn = forward_alone if arguments.forward else forward_and_backward
     runs = {contender.name: turn(contender.build(machine), machine) for contender in towers(arguments)}
-    lengths = torch.tensor(
-        [len(picture.pixels) for picture in pictures(arguments)]
-        if arguments.what == "image"
-        else [len(caption) for caption in captions(arguments)]
-    )
-    size, backward = SIZES[arguments.size], not arguments.forward
     if arguments.what == "image":
-        flops = image_tower_flops(image_config(size), lengths, backward)
+        work = image_work(SIZES[arguments.size], pictures(arguments), not arguments.forward)
     else:
-        flops = text_tower_flops(text_config(size), size.width, lengths, backward)
-    return rates(runs, len(lengths), int(lengths.sum()), flops, arguments.rounds, machine)
+        work = text_work(SIZES[arguments.size], captions(arguments), not arguments.forward)
+    return rates(runs, arguments.images, dict.fromkeys(runs, work), arguments.rounds, machine)
 
 
 def step_rows(arguments: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
@@ -84,46 +79,76 @@ def step_rows(arguments: argparse.Namespace, machine: Machine) -> list[dict[str,
     engine = EngineConfig(precision=precision, gradient_clipping=CLIPPING)
     full, real = (draw_captions(number, length, arguments.seed) for length in (CONTEXT_LENGTH, None))
     with World.join() as world:
-        ours = {
+        captions_of = {
             "packed, 64 tokens a caption": full,
             "packed, captions as they are": real,
+            "open_clip, 64 tokens a caption": full,
         }
+        *ours, open_clip = captions_of
         runs: dict[str, Callable[[], object]] = {
-            name: packed_step(model_config(size), [make_batch(images, texts)], engine, world)
-            for name, texts in ours.items()
+            name: packed_step(model_config(size), [make_batch(images, captions_of[name])], engine, world)
+            for name in ours
         }
-        runs["open_clip, 64 tokens a caption"] = open_clip_step(size, images, full, machine)
-        lengths, text_lengths = (
-            torch.tensor([*map(len, part)]) for part in ([picture.pixels for picture in images], full)
-        )
-        flops = image_tower_flops(image_config(size), lengths, backward=True)
-        flops += text_tower_flops(text_config(size), size.width, text_lengths, backward=True)
-        tokens = int(lengths.sum()) + int(text_lengths.sum())
-        return rates(runs, number, tokens, flops, arguments.rounds, machine)
+        runs[open_clip] = open_clip_step(size, images, full, machine)
+        seen = image_work(size, images, backward=True)
+        work = {name: seen + text_work(size, texts, backward=True) for name, texts in captions_of.items()}
+        return rates(runs, number, work, arguments.rounds, machine)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a turn has to do."""
+
+    tokens: int
+    """Real ones."""
+    flops: float
+    """Operations on them."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.tokens + other.tokens, self.flops + other.flops)
+
+
+def image_work(size: Size, images: Sequence[Picture], backward: bool) -> Work:
+    """Of an image tower."""
+    lengths = torch.tensor([len(picture.pixels) for picture in images])
+    return Work(int(lengths.sum()), image_tower_flops(image_config(size), lengths, backward))
+
+
+def text_work(size: Size, texts: Sequence[Sequence[int]], backward: bool) -> Work:
+    """Of a text tower."""
+    lengths = torch.tensor([len(caption) for caption in texts])
+    return Work(int(lengths.sum()), text_tower_flops(text_config(size), size.width, lengths, backward))
 
 
 def rates(
     runs: dict[str, Callable[[], object]],
     number: int,
-    tokens: int,
-    flops: float,
+    work: Mapping[str, Work],
     rounds: int,
     machine: Machine,
 ) -> list[dict[str, Any]]:
-    """A row for each; the first is ours."""
+    """A row for each; the first is ours.
+
+    Args:
+        runs: by name.
+        number: pairs or images of a turn.
+        work: of a turn, by name.
+        rounds: turns of each.
+        machine: where.
+    """
     product, product_flops = turns.matrix_product(machine.device, machine.dtype)
     timings = turns.take_turns({**runs, turns.PRODUCT: product}, rounds, machine.device)
     peak = product_flops / timings.pop(turns.PRODUCT).seconds
-    print(f"{number} pairs or images, {tokens} real tokens; matrix product {peak / 1e9:.0f} GFLOP/s")
+    print(f"{number} pairs or images; matrix product {peak / 1e9:.0f} GFLOP/s")
     first = next(iter(timings.values())).seconds
     return [
         {
             "name": name,
             "images_per_second": number / timing.seconds,
-            "tokens_per_second": tokens / timing.seconds,
+            "tokens_per_second": work[name].tokens / timing.seconds,
             "times_the_first": timing.seconds / first,
             "spread": timing.spread,
-            "share_of_peak": flops / timing.seconds / peak,
+            "share_of_peak": work[name].flops / timing.seconds / peak,
         }
         for name, timing in timings.items()
     ]

@@ -23,6 +23,9 @@ from training.plan.supply import supply_of
 from training.plan.workload import Workload, draw_lengths, typical_sizes, workload_of
 from training.utilisation import PEAKS
 
+MIB = 2**20
+HOUR = 3600.0
+
 STAGES = (0, 1, 2, 3)
 
 
@@ -50,7 +53,7 @@ def plan(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardwa
     memory = memory_of(config, workload, num_ranks, on)
     time = step_time(config, workload, num_ranks, hardware)
     pairs_per_step = engine.accumulation * workload.pairs * num_ranks
-    days = config.pairs / pairs_per_step * time.total / 86400
+    seconds = config.pairs / pairs_per_step * time.total
     supply = supply_of(config, pairs_per_step / time.total, num_ranks, hardware)
     budget = largest_budget(config, workload, num_ranks, hardware)
     return [
@@ -60,14 +63,15 @@ def plan(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardwa
         "",
         f"a batch      {workload.pairs:,.0f} pairs of {workload.image_tokens / workload.pairs:.1f} patches "
         f"and {workload.caption_tokens} caption tokens; a step has {pairs_per_step:,.0f} pairs",
-        f"memory       {_gib(memory.peak)} of {_gib(hardware.memory)} a rank"
+        f"memory       {_size(memory.peak)} of {_size(hardware.memory)} a rank"
         + ("" if memory.peak <= hardware.memory else ": DOES NOT FIT"),
         f"budget       up to {budget:,} image tokens a batch fit" if budget else "budget       none fits",
         f"a step       {time.total:.3g} s: towers {time.towers:.3g}, loss {time.loss:.3g}, "
         f"exchange {time.exchange:.3g}, optimizer {time.optimizer:.3g}",
         f"utilisation  {utilisation(time, hardware):.0%} of the peak on real tokens",
-        f"the run      {config.pairs:,} pairs: {days:,.2f} days, {24 * days * num_ranks:,.0f} GPU-hours, "
-        f"{config.pairs / pairs_per_step:,.0f} steps, {supply.images_per_second:,.0f} pairs/s",
+        f"the run      {config.pairs:,} pairs: {_duration(seconds)}, "
+        f"{_number(seconds / HOUR * num_ranks)} GPU-hours, {config.pairs / pairs_per_step:,.0f} steps, "
+        f"{supply.images_per_second:,.0f} pairs/s",
         f"data         {supply.cores_per_rank:.1f} cores a rank, {supply.storage_rate / 1e9:.2f} GB/s "
         f"from storage; {supply.shards:,} shards to see each sample once, at least {supply.fewest_shards} "
         "to feed all workers",
@@ -115,15 +119,28 @@ def _row(config: RunConfig, stage: int, workload: Workload, num_ranks: int, hard
         memory.buffers,
     )
     seconds = step_time(staged, workload, num_ranks, hardware).total
-    return f"| {stage} | {' | '.join(map(_gib, (*parts, memory.peak)))} | {seconds:.3g} s |"
+    return f"| {stage} | {' | '.join(map(_size, (*parts, memory.peak)))} | {seconds:.3g} s |"
 
 
 def _device_type(hardware: Hardware) -> str:
     return "cpu" if hardware.name == "this" else "cuda"
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB"
+def _size(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit of which there is a whole one."""
+    for unit, length in (("days", 24 * HOUR), ("hours", HOUR), ("minutes", 60)):
+        if seconds >= length:
+            return f"{_number(seconds / length)} {unit}"
+    return f"{_number(seconds)} seconds"
+
+
+def _number(value: float) -> str:
+    """With three digits at least."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,14 +149,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("config", help="YAML of the run, such as configs/run/b16.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
-    parser.add_argument("--gpus", type=int, default=8, help="ranks, one a GPU")
+    parser.add_argument("--gpus", type=int, default=8, help="ranks, one a GPU (8)")
     parser.add_argument(
         "--gpu",
         choices=[*GPUS, "this"],
         default="h100",
-        help="this: the CPU here, measured now, a rank a process",
+        help="the GPU of each rank (h100); this: the CPU here, measured now, a rank a process",
     )
     parser.add_argument(
-        "--caption-tokens", type=int, default=16, help="of a caption in the mean, its end token included"
+        "--caption-tokens", type=int, default=16, help="of a caption in the mean, its end token included (16)"
     )
     return parser
