@@ -27,6 +27,10 @@ class Totals(NamedTuple):
     """The group of each item; without it, all are one."""
     num_groups: int = 1
 
+    def sums(self) -> Float[np.ndarray, " groups"]:
+        """Over the items as they are."""
+        return _sum_rows(self, np.arange(len(self.values))[None])[0]
+
 
 class Bootstrap:
     """Resamples of a number of items.

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float
 from eval.bootstrap import Interval, Totals, interval
 
 NUM_BUCKETS = 30
+CLEAR = 3.0
+"""Standard deviations from which on a bucket's gap is not taken for chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,28 @@ def calibration_gaps(confidence: Float[np.ndarray, " images"], right: Bool[np.nd
     return Totals(right - confidence, bucket_of(confidence), NUM_BUCKETS)
 
 
-def calibration_error_interval(gaps: Float[np.ndarray, "resamples buckets"], num_images: int) -> Interval:
-    """The interval of the calibration error, from the sums of `calibration_gaps` over resampled images."""
-    return interval(np.abs(gaps).sum(axis=1) / num_images)
+def calibration_error_interval(
+    gaps: Float[np.ndarray, " buckets"], resampled: Float[np.ndarray, "resamples buckets"], num_images: int
+) -> Interval:
+    """The interval of the calibration error that the same buckets have over all images there could be.
+
+    Chance alone gives every bucket a gap, so the error is too large in the mean, and on resamples twice: the
+    middle of theirs is no interval. What is resampled is the gaps, which chance moves either way. Where a gap
+    is far from nothing, its size moves as it does; elsewhere chance may have added all that it can, and the
+    lower end allows for that (moment selection, Andrews and Soares 2010). So it reaches 0 for a model whose
+    confidence can be believed, and it always holds the error that was found.
+
+    Args:
+        gaps: the sums of `calibration_gaps`.
+        resampled: the same over resampled images.
+        num_images: how many.
+    """
+    moved = resampled - gaps
+    signed = np.sign(gaps) * moved
+    is_clear = np.abs(gaps) > CLEAR * moved.std(axis=0)
+    added = np.where(is_clear, signed, np.abs(moved)).sum(axis=1)
+    _, most_added = interval(added)
+    most_taken, _ = interval(signed.sum(axis=1))
+    error = np.abs(gaps).sum()
+    low, high = max(0.0, error - max(0.0, most_added)), error - min(0.0, most_taken)
+    return low / num_images, min(1.0, high / num_images)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -83,7 +83,8 @@ def embed_images(
     preparation = model.preparation(config)
     images_per_pack = max(1, config.token_budget // preparation.most_tokens)
     if store is not None:
-        shown = {key: value for key, value in asdict(config).items() if key != "num_workers"}
+        # Of a suite, only how its images are shown and packed: its tasks may change, and its processes.
+        shown = {f.name: getattr(config, f.name) for f in fields(ImageConfig) if f.name != "num_workers"}
         store = store.part("images", samples.fingerprint(), shown, asdict(view))
     numbers = range(world.rank, -(-len(samples) // images_per_pack), world.size)
     embedded = {number: kept for number in numbers if (kept := _kept_pack(store, number))}

@@ -6,6 +6,7 @@ or is another, is noticed before the run. A name also says how it is scored: see
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from pathlib import Path
 from eval import imagenet_flat, objectnet
 from eval.class_space import ClassSpace
 from eval.datasets import ClassifiedSamples
-from eval.imagenet import MAPS, class_names, real_labels, subset, synsets
+from eval.imagenet import MAPS, NUM_VALIDATION_IMAGES, class_names, real_labels, subset, synsets
 from eval.prompts import load_templates
 from eval.samples import FileSamples, class_folder_samples
 from navit_clip.errors import ConfigError, DataError
@@ -32,10 +33,14 @@ class OfficialLayout:
     space: ClassSpace
     num_images: int
     """In all class folders together."""
+    class_size: int = 0
+    """Images of every class, where all have as many."""
     scoring: str
     """What counts as right."""
     places: tuple[str, ...] = ("",)
     """Where the class folders may lie below the data set's folder."""
+    own_folder: str = ""
+    """What the folder of the class folders is called, where nothing else tells the data set from others."""
     other_folders: frozenset[str] = frozenset()
     """Class folders that belong to the data set and are not judged."""
     border: int = 0
@@ -65,8 +70,7 @@ def open_official(name: str, root: Path, incomplete: bool) -> ClassifiedSamples:
         folder = _class_root(name, root, layout)
         samples, absent = _in_class_folders(name, folder, layout)
     by_file = layout.accepted() if layout.accepted else {}
-    unknown = [key for key in samples.keys if by_file and Path(key).name not in by_file]
-    missing = _missing(name, layout, absent, len(samples), unknown)
+    missing = _missing(name, layout, absent, samples, by_file)
     if missing and not incomplete:
         raise DataError(
             f"{folder}: {missing}; --incomplete (in a suite, incomplete: true) judges what is there"
@@ -103,10 +107,21 @@ def _in_class_folders(name: str, folder: Path, layout: OfficialLayout) -> tuple[
 def _class_root(name: str, root: Path, layout: OfficialLayout) -> Path:
     """The folder that holds the class folders."""
     known = {*layout.class_folders, *layout.other_folders}
-    for place in layout.places:
-        folder = root / place
-        if folder.is_dir() and any(path.name in known for path in folder.iterdir() if path.is_dir()):
-            return folder
+    found = [
+        folder
+        for folder in (root / place for place in layout.places)
+        if folder.is_dir() and any(path.name in known for path in folder.iterdir() if path.is_dir())
+    ]
+    own = [
+        folder for folder in found if layout.own_folder in ("", folder.absolute().name, folder.resolve().name)
+    ]
+    if own:
+        return own[0]
+    if found:
+        raise DataError(
+            f"{name}: only the folder's name tells it from the other data sets of its kind; expected class "
+            f"folders in {layout.own_folder}, as its archive unpacks, found them in {found[0]}"
+        )
     looked = ", ".join(str(root / place) for place in layout.places)
     if layout.is_flat and (root / imagenet_flat.ARCHIVE).is_file():
         raise DataError(
@@ -120,15 +135,32 @@ def _class_root(name: str, root: Path, layout: OfficialLayout) -> Path:
 
 
 def _missing(
-    name: str, layout: OfficialLayout, absent: Sequence[str], num_images: int, unknown: Sequence[str]
+    name: str,
+    layout: OfficialLayout,
+    absent: Sequence[str],
+    samples: FileSamples,
+    by_file: Mapping[str, tuple[int, ...]],
 ) -> str:
+    """What lacks to the whole data set, in words; empty where nothing does."""
     faults = []
     if absent:
         faults.append(f"{len(absent)} of the {len(layout.class_folders)} class folders ({_listed(absent)})")
-    if num_images != layout.num_images:
-        faults.append(f"{num_images:,} of {layout.num_images:,} images are there")
-    if unknown:
+    if len(samples) != layout.num_images:
+        faults.append(f"{len(samples):,} of {layout.num_images:,} images are there")
+    counts = Counter(sample.label for _, sample in samples.files)
+    others = [
+        f"{folder} ({counts[label]})"
+        for label, folder in enumerate(layout.class_folders)
+        if layout.class_size not in (0, counts[label]) and folder not in absent
+    ]
+    if others:
+        faults.append(f"{len(others)} classes do not have {layout.class_size} images each: {_listed(others)}")
+    names = {Path(key).name for key in samples.keys}
+    if unknown := [key for key in samples.keys if by_file and Path(key).name not in by_file]:
         faults.append(f"the labels know no image that is called {_listed(unknown)}")
+    labelled = {file for file, labels in by_file.items() if labels}
+    if unlabelled := len(labelled - names):
+        faults.append(f"{len(labelled) - unlabelled:,} of {len(labelled):,} labelled images are there")
     return f"{name} is not whole: " + ("missing " if absent else "") + "; ".join(faults) if faults else ""
 
 
@@ -137,11 +169,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _imagenet(num_images: int, *places: str, flat: bool = False, real: bool = False) -> OfficialLayout:
+def _imagenet(
+    num_images: int, *places: str, class_size: int = 0, flat: bool = False, real: bool = False
+) -> OfficialLayout:
     return OfficialLayout(
         class_folders=synsets(),
         space=ClassSpace.plain(class_names()),
         num_images=num_images,
+        class_size=class_size,
         scoring=(
             "any of ReaL's labels among 1000 classes; images for which it has none are left out"
             if real
@@ -154,13 +189,18 @@ def _imagenet(num_images: int, *places: str, flat: bool = False, real: bool = Fa
 
 
 def _imagenet_v2(variant: str) -> OfficialLayout:
-    """Its class folders are called by their ids, which are numbers: 10 comes after 9."""
+    """Its class folders are called by their ids, which are numbers: 10 comes after 9.
+
+    The three variants have the same class folders and as many images in each.
+    """
     return OfficialLayout(
         class_folders=tuple(map(str, range(1000))),
         space=ClassSpace.plain(class_names()),
         num_images=10_000,
+        class_size=10,
         scoring="the label among 1000 classes",
         places=("", f"imagenetv2-{variant}-format-val"),
+        own_folder=f"imagenetv2-{variant}-format-val",
     )
 
 
@@ -217,12 +257,15 @@ def _imagenette() -> OfficialLayout:
     )
 
 
-VALIDATION = ("val", "ILSVRC/Data/CLS-LOC/val")
-"""Where ILSVRC's validation images are, unpacked by hand or by Kaggle's archive."""
+def _validation(real: bool) -> OfficialLayout:
+    """ILSVRC's validation images, unpacked by hand or by Kaggle's archive."""
+    places = "val", "ILSVRC/Data/CLS-LOC/val"
+    return _imagenet(NUM_VALIDATION_IMAGES, *places, class_size=50, flat=True, real=real)
+
 
 OFFICIAL: Mapping[str, Callable[[], OfficialLayout]] = {
-    "imagenet1k": cache(lambda: _imagenet(50_000, *VALIDATION, flat=True)),
-    "imagenet1k-real": cache(lambda: _imagenet(50_000, *VALIDATION, flat=True, real=True)),
+    "imagenet1k": cache(lambda: _validation(real=False)),
+    "imagenet1k-real": cache(lambda: _validation(real=True)),
     "imagenetv2-matched-frequency": cache(lambda: _imagenet_v2("matched-frequency")),
     "imagenetv2-threshold0.7": cache(lambda: _imagenet_v2("threshold0.7")),
     "imagenetv2-top-images": cache(lambda: _imagenet_v2("top-images")),

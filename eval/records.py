@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -11,6 +12,9 @@ from typing import Any
 from navit_clip.errors import ConfigError, DataError
 
 Record = dict[str, Any]
+
+LOCK_FILE = ".results.lock"
+"""Held while a file of its folder is written."""
 
 IDENTITY = ("dataset", "model", "pretrained", "task", "language", "protocol")
 """What tells results apart; of two that agree in all of it, the later stays."""
@@ -35,26 +39,32 @@ def read_records(path: Path) -> list[Record]:
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Adds a result to a file, in place of an earlier one of the same model, data set and protocol."""
-    earlier = read_records(path) if path.exists() else []
-    records = [other for other in earlier if _identity(other) != _identity(record)] + [record]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    partial.rename(path)
+    """Adds a result to a file, in place of an earlier one of the same model, data set and protocol.
+
+    Several evaluations may end at once: each waits for the others.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        earlier = read_records(path) if path.exists() else []
+        records = [other for other in earlier if _identity(other) != _identity(record)] + [record]
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(lines, encoding="utf-8")
+        partial.rename(path)
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Makes the folder of a file to be; an evaluation may take hours, and is not to be lost at its end.
+    """Whether a file can come to be; an evaluation may take hours, and is not to be lost at its end.
 
     Raises:
         ConfigError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{flag}: {path} cannot be written: {error.strerror}") from error
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{flag}: {path} cannot be written: it is a folder, or in a read-only one")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(
+            f"{flag}: {path} cannot be written: it is a folder, or not in one, or in a read-only one"
+        )
 
 
 def _identity(record: Mapping[str, Any]) -> list[str]:

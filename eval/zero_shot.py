@@ -114,15 +114,16 @@ def classification_metrics(
     num_images = len(outcomes.ranks)
     bootstrap = Bootstrap(num_images)
     intervals = dict(zip(means, bootstrap.mean_intervals(*means.values()), strict=True))
-    wanted = [calibration_gaps(confidence, outcomes.right)]
+    gaps = calibration_gaps(confidence, outcomes.right)
+    wanted = [gaps]
     if labels is not None:
         # Wrong and right images of each class, in turns.
         cells = 2 * labels + outcomes.right
         wanted.append(Totals(np.ones(num_images), cells, 2 * len(space.classes)))
-    gaps, *counts = bootstrap.totals(*wanted)
-    intervals["ece"] = calibration_error_interval(gaps, num_images)
+    resampled, *counts = bootstrap.totals(*wanted)
+    intervals["ece"] = calibration_error_interval(gaps.sums(), resampled, num_images)
     if counts:
-        intervals["mean_per_class_recall"] = _recall_interval(counts[0].reshape(len(gaps), -1, 2))
+        intervals["mean_per_class_recall"] = _recall_interval(counts[0].reshape(len(resampled), -1, 2))
     return metrics, intervals
 
 

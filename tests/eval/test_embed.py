@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from eval.image_config import ImageConfig
 from eval.model import PackedModel
 from eval.samples import ShardSamples
 from eval.store import Store
+from eval.task_config import EvalConfig, TaskConfig
 from eval.views import View
 from navit_clip.batch import Captions, PackedImages
 from navit_clip.data.patches import image_patches
@@ -112,6 +113,15 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bits(tmp_path):
     assert again.mean_tokens == whole.mean_tokens
     kept = embed_images(Interrupted(0), data, World(0, 1, ALONE.device), CONFIG, store=store)
     assert torch.equal(kept.vectors, whole.vectors)
+
+
+def test_another_task_in_a_suite_leaves_what_is_kept_of_the_others(tmp_path):
+    data, shown = samples(tmp_path, 3), asdict(CONFIG)
+    store = Store(tmp_path / "vectors", "weights")
+    tasks = [TaskConfig(dataset=name, task="zeroshot_retrieval") for name in "ab"]
+    whole = embed_images(judged(), data, ALONE, EvalConfig(**shown, tasks=tasks[:1]), store=store)
+    longer = EvalConfig(**{**shown, "num_workers": 1}, tasks=tasks)
+    assert torch.equal(embed_images(Interrupted(0), data, ALONE, longer, store=store).vectors, whole.vectors)
 
 
 def test_what_is_kept_is_of_the_same_images_shown_alike(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from eval.evaluate import main
 from eval.records import read_records
-from navit_clip.errors import ConfigError
+from navit_clip.errors import ConfigError, DataError
 from navit_clip.model import ClipConfig, ImageTowerConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import train_tokenizer
 from navit_clip.weights import save_model
@@ -57,7 +57,7 @@ def test_suite_to_places_of_its_own(run_folder, shard, tmp_path):
     )
     output = str(tmp_path / "{model}" / "{dataset}-{task}.json")
     assert main(["--model", str(run_folder), "--suite", str(suite), "--output", output, *COSTS]) == 0
-    names = sorted(path.name for path in (tmp_path / "small").iterdir())
+    names = sorted(path.name for path in (tmp_path / "small").glob("[!.]*"))
     assert names == ["a-zeroshot_classification.json", "a-zeroshot_retrieval.json"]
     for template in ("{size}.json", "{}.json", "{model.size}.json", "{model[size]}.json", "{model"):
         with pytest.raises(ConfigError, match=r"expected places among folder, model"):
@@ -70,6 +70,14 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(run_folder, tmp
     for output in (tmp_path, tmp_path / "file" / "result.json"):
         with pytest.raises(ConfigError, match=f"--output: {output} cannot be written"):
             main([*flags, "--output", str(output)])
+
+
+def test_an_evaluation_that_fails_leaves_no_empty_folder(run_folder, tmp_path):
+    flags = ["--model", str(run_folder), "--dataset", str(tmp_path / "absent.tar"), "--task"]
+    places = ["--output", str(tmp_path / "a" / "results.jsonl"), "--vectors", str(tmp_path / "b" / "vectors")]
+    with pytest.raises(DataError, match="no shard matches"):
+        main([*flags, "zeroshot_retrieval", *places, *COSTS])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,37 @@ def test_imagenet_v2_s_folders_are_numbers(tmp_path):
     assert [data.samples[index].label for index in (9, 10, 100)] == [9, 10, 100]
 
 
+def test_a_variant_of_imagenet_v2_is_not_taken_for_another(tmp_path):
+    """All three have the same class folders and counts: only the archive's folder says which it is."""
+    top = tmp_path / "imagenetv2-top-images-format-val"
+    lay_out(top, OFFICIAL["imagenetv2-top-images"]())
+    (tmp_path / "top").symlink_to(top)
+    for root in (tmp_path, top, tmp_path / "top"):
+        assert len(open_official("imagenetv2-top-images", root, incomplete=True).samples) == 1000
+    for root, found in ((top, top), (tmp_path / "top", tmp_path / "top")):
+        with pytest.raises(
+            DataError, match=rf"imagenetv2-threshold0\.7-format-val.*, found them in {found}$"
+        ):
+            open_official("imagenetv2-threshold0.7", root, incomplete=True)
+    with pytest.raises(DataError, match=r"no class folder such as 0 in .*threshold0\.7-format-val"):
+        open_official("imagenetv2-threshold0.7", tmp_path, incomplete=True)
+    renamed = top.rename(tmp_path / "v2")
+    with pytest.raises(DataError, match=r"only the folder's name tells it .* in imagenetv2-top-images-"):
+        open_official("imagenetv2-top-images", renamed, incomplete=True)
+
+
+def test_an_image_in_another_class_is_noticed_though_the_total_is_right(tmp_path):
+    root = tmp_path / "imagenetv2-matched-frequency-format-val"
+    for label in range(1000):
+        (root / str(label)).mkdir(parents=True)
+        for number in range(10):
+            (root / str(label) / f"{label}-{number}.jpeg").touch()
+    assert not open_official("imagenetv2-matched-frequency", root, incomplete=False).missing
+    (root / "7" / "7-0.jpeg").rename(root / "70" / "7-0.jpeg")
+    with pytest.raises(DataError, match=r"2 classes do not have 10 images each: 7 \(9\), 70 \(11\)"):
+        open_official("imagenetv2-matched-frequency", root, incomplete=False)
+
+
 def test_subsets_are_scored_among_their_own_classes(tmp_path):
     data = open_official("imagenet-r", lay_out(tmp_path, OFFICIAL["imagenet-r"]()), incomplete=True)
     assert len(data.space.classes) == 200
@@ -91,11 +122,12 @@ def test_real_labels_take_the_place_of_the_folder_s(tmp_path):
     assert len(data.samples) == 2
     assert [sorted(data.accepted[key]) for key in data.samples.keys] == [[795, 970], [230, 231]]
     assert "know no image" not in data.missing
+    assert data.missing.endswith("; 2 of 46,837 labelled images are there")
     renamed = tmp_path / synsets()[0] / "of-another-name.JPEG"
     renamed.write_bytes(picture(4))
     data = open_official("imagenet1k-real", tmp_path, incomplete=True)
     assert len(data.samples) == 2
-    assert data.missing.endswith(f"the labels know no image that is called {synsets()[0]}/{renamed.name}")
+    assert f"the labels know no image that is called {synsets()[0]}/{renamed.name};" in data.missing
     renamed.unlink()
     (tmp_path / synsets()[0] / "ILSVRC2012_val_00000002.JPEG").unlink()
     (tmp_path / synsets()[0] / "ILSVRC2012_val_00000003.JPEG").unlink()
@@ -125,7 +157,8 @@ def test_imagenet_in_one_folder_with_a_list(tmp_path, name, by_kaggle):
         assert found == [(f"ILSVRC2012_val_{i:08d}.JPEG", label) for i, label in ((2, 5), (1, 7), (3, 7))]
     else:
         assert [sorted(data.accepted[key]) for key in data.samples.keys] == [[795, 970], [230, 231]]
-    assert data.missing == f"{name} is not whole: 3 of 50,000 images are there"
+    assert data.missing.startswith(f"{name} is not whole: 3 of 50,000 images are there; 1000 classes do not")
+    assert ("of 46,837 labelled images" in data.missing) == (name == "imagenet1k-real")
 
 
 def test_a_list_that_lacks_an_image_and_an_archive_that_is_packed(tmp_path):

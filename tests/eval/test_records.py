@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +30,18 @@ def test_a_result_replaces_the_earlier_one_of_the_same_protocol(tmp_path):
         write_record(result, path)
     assert [r["metrics"]["acc1"] for r in read_records(path)] == [0.2, 0.3, 0.4]
     assert len(path.read_text().splitlines()) == 3
+
+
+def write_some(path: Path, writer: int) -> None:
+    for number in range(20):
+        write_record(record(f"{writer}-{number}", 0.1), path)
+
+
+def test_evaluations_that_end_at_once_lose_no_result(tmp_path):
+    path = tmp_path / "results.jsonl"
+    with ThreadPoolExecutor(3) as writers:
+        assert list(writers.map(partial(write_some, path), range(3))) == [None] * 3
+    assert len(read_records(path)) == 60
 
 
 def test_one_object_over_several_lines_is_a_result_too(tmp_path):
