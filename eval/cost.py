@@ -13,18 +13,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from eval.bootstrap import Bootstrap
-from eval.embed import EmbeddedImages
 from eval.image_config import ImageConfig
 from eval.zero_shot import Outcomes
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
 
-Judge = Callable[[ImageConfig], tuple[EmbeddedImages, Outcomes]]
+
+class Judged(NamedTuple):
+    """What a model made of a data set, and what an image cost it."""
+
+    outcomes: Outcomes
+    mean_tokens: float
+    seconds_per_image: float
+
+
+Judge = Callable[[ImageConfig], Judged]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +46,7 @@ class CostPoint:
     mean_tokens: float
     """What an image came to."""
     seconds_per_image: float
-    """Of the image tower, measured."""
+    """Of the image tower, measured apart, once it is warm."""
     acc1: float
     interval: tuple[float, float]
     """Of acc1, over resampled images."""
@@ -52,7 +60,7 @@ def measure_cost(judge: Judge, cost_tokens: Sequence[int], config: ImageConfig) 
     """Every point, as JSON.
 
     Args:
-        judge: embeds and classifies the data set with images shown as asked.
+        judge: embeds and classifies the data set with images shown as asked, and says what that cost.
         cost_tokens: tokens per image.
         config: how images are shown otherwise.
 
@@ -65,7 +73,7 @@ def measure_cost(judge: Judge, cost_tokens: Sequence[int], config: ImageConfig) 
     resized = {count: judge(shown[count]) for count in tokens}
     dropped = {count: judge(replace(shown[tokens[-1]], keep=count / tokens[-1])) for count in tokens[:-1]}
     points = [
-        _point(way, count, *judged)
+        _point(way, count, judged)
         for way, by_tokens in (("resized", resized), ("not upscaled", not_upscaled), ("dropped", dropped))
         for count, judged in by_tokens.items()
     ]
@@ -79,35 +87,34 @@ def measure_cost(judge: Judge, cost_tokens: Sequence[int], config: ImageConfig) 
 
 def cascade(
     first_tokens: int,
-    first: tuple[EmbeddedImages, Outcomes],
+    first: Judged,
     second_tokens: int,
-    second: tuple[EmbeddedImages, Outcomes],
+    second: Judged,
     share: float,
 ) -> CostPoint:
     """The accuracy where the least confident share of the images goes on to the second stage."""
-    (images, outcomes), (images_again, outcomes_again) = first, second
-    count = round(share * len(outcomes.ranks))
-    again = outcomes.confidence.argsort(stable=True)[:count].numpy()
-    right = outcomes.right.copy()
-    right[again] = outcomes_again.right[again]
+    count = round(share * len(first.outcomes.ranks))
+    again = first.outcomes.confidence.argsort(stable=True)[:count].numpy()
+    right = first.outcomes.right.copy()
+    right[again] = second.outcomes.right[again]
     return CostPoint(
         way="cascade",
         first_tokens=first_tokens,
         tokens_per_image=second_tokens,
         share=share,
-        mean_tokens=images.mean_tokens + share * images_again.mean_tokens,
-        seconds_per_image=images.seconds_per_image + share * images_again.seconds_per_image,
+        mean_tokens=first.mean_tokens + share * second.mean_tokens,
+        seconds_per_image=first.seconds_per_image + share * second.seconds_per_image,
         **_accuracy(right),
     )
 
 
-def _point(way: str, tokens: int, images: EmbeddedImages, outcomes: Outcomes) -> CostPoint:
+def _point(way: str, tokens: int, judged: Judged) -> CostPoint:
     return CostPoint(
         way=way,
         tokens_per_image=tokens,
-        mean_tokens=images.mean_tokens,
-        seconds_per_image=images.seconds_per_image,
-        **_accuracy(outcomes.right),
+        mean_tokens=judged.mean_tokens,
+        seconds_per_image=judged.seconds_per_image,
+        **_accuracy(judged.outcomes.right),
     )
 
 

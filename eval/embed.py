@@ -10,7 +10,6 @@ The global random state is left alone, and the model leaves in the mode it came 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from eval.image_config import ImageConfig
 from eval.image_packs import ImagePack, ImagePacks, Samples
-from eval.model import JudgedModel
+from eval.model import JudgedModel, Preparation
 from eval.store import Kept, Store
 from eval.views import View
 from navit_clip.batch import Sample
@@ -43,8 +42,6 @@ class EmbeddedImages:
     """The samples that could not be used, by cause."""
     mean_tokens: float
     """Tokens that an image had."""
-    seconds_per_image: float
-    """Of the image tower alone, on one rank, by the clock."""
 
 
 class _Pack(NamedTuple):
@@ -53,7 +50,6 @@ class _Pack(NamedTuple):
     samples: list[tuple[int, Sample]]
     faults: list[tuple[int, str, SampleError]]
     num_tokens: int
-    seconds: float
 
 
 def embed_images(
@@ -81,20 +77,20 @@ def embed_images(
     """
     view = view or View()
     preparation = model.preparation(config)
-    images_per_pack = max(1, config.token_budget // preparation.most_tokens)
+    size = images_per_pack(preparation, config)
     if store is not None:
         # Of a suite, only how its images are shown and packed: its tasks may change, and its processes.
         shown = {f.name: getattr(config, f.name) for f in fields(ImageConfig) if f.name != "num_workers"}
         store = store.part("images", samples.fingerprint(), shown, asdict(view))
-    numbers = range(world.rank, -(-len(samples) // images_per_pack), world.size)
+    numbers = range(world.rank, -(-len(samples) // size), world.size)
     embedded = {number: kept for number in numbers if (kept := _kept_pack(store, number))}
     missing = [number for number in numbers if number not in embedded]
-    packs = ImagePacks(samples, preparation, view, images_per_pack, missing)
-    with _evaluating(model), _progress(len(samples), "image", world) as progress:
-        progress.update(min(len(embedded) * images_per_pack * world.size, len(samples)))
+    packs = ImagePacks(samples, preparation, view, size, missing)
+    with evaluating(model), _progress(len(samples), "image", world) as progress:
+        progress.update(min(len(embedded) * size * world.size, len(samples)))
         for pack in packs.made(config.num_workers):
             embedded[pack.number] = _embed_pack(model, pack, store)
-            progress.update(min(images_per_pack * world.size, len(samples) - progress.n))
+            progress.update(min(size * world.size, len(samples) - progress.n))
     own = [embedded[number] for number in numbers]
     parts = _flat(world.gather_objects([about for _, about in own]))
     faults = Faults()
@@ -111,8 +107,12 @@ def embed_images(
         samples=tuple(sample for _, sample in sorted(read, key=lambda pair: pair[0])),
         faults=faults,
         mean_tokens=sum(part.num_tokens for part in parts) / len(read),
-        seconds_per_image=sum(part.seconds for part in parts) / len(read),
     )
+
+
+def images_per_pack(preparation: Preparation, config: ImageConfig) -> int:
+    """As many as fit a forward pass though each has the most tokens; at least one."""
+    return max(1, config.token_budget // preparation.most_tokens)
 
 
 def embed_captions(
@@ -123,24 +123,29 @@ def embed_captions(
     Raises:
         CheckpointError: the model's vectors are not finite.
     """
-    ids = model.tokenize(captions)
+    return embed_tokens(model, model.tokenize(captions), world, token_budget)
+
+
+def embed_tokens(
+    model: JudgedModel, ids: Sequence[list[int]], world: World, token_budget: int
+) -> Float[Tensor, "captions dim"]:
+    """`embed_captions` for captions that are tokenized already."""
     packs = _caption_packs([len(caption) for caption in ids], token_budget)
     rows = []
-    with _evaluating(model), _progress(len(captions), "caption", world) as progress:
+    with evaluating(model), _progress(len(ids), "caption", world) as progress:
         for pack in packs[world.rank :: world.size]:
             rows.append(model.encode_captions([ids[index] for index in pack]))
-            progress.update(min(len(pack) * world.size, len(captions) - progress.n))
+            progress.update(min(len(pack) * world.size, len(ids) - progress.n))
     dealt = [index for rank in range(world.size) for pack in packs[rank :: world.size] for index in pack]
     return _gather(rows, model.embedding_dim, world, order=dealt)
 
 
 def _embed_pack(model: JudgedModel, pack: ImagePack, store: Store | None) -> tuple[Tensor, _Pack]:
-    start = time.perf_counter()
     if pack.images is None:
         vectors = torch.empty(0, model.embedding_dim)
     else:
-        vectors = model.encode_images(pack.images).cpu()  # waits for the device, too
-    about = _Pack(list(pack.samples), list(pack.faults), pack.num_tokens, time.perf_counter() - start)
+        vectors = model.encode_images(pack.images).cpu()
+    about = _Pack(list(pack.samples), list(pack.faults), pack.num_tokens)
     if store is not None:
         store.keep(f"pack-{pack.number:06d}", vectors, _to_json(about))
     return vectors, about
@@ -156,7 +161,6 @@ def _to_json(pack: _Pack) -> dict[str, Any]:
         "samples": [[index, s.key, list(s.captions), s.label] for index, s in pack.samples],
         "faults": [[index, key, error.cause, error.detail] for index, key, error in pack.faults],
         "num_tokens": pack.num_tokens,
-        "seconds": pack.seconds,
     }
 
 
@@ -166,7 +170,7 @@ def _from_json(about: dict[str, Any]) -> _Pack:
         for index, key, captions, label in about["samples"]
     ]
     faults = [(index, key, SampleError(cause, detail)) for index, key, cause, detail in about["faults"]]
-    return _Pack(samples, faults, about["num_tokens"], about["seconds"])
+    return _Pack(samples, faults, about["num_tokens"])
 
 
 def _caption_packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -194,7 +198,7 @@ def _gather(
 
 
 @contextmanager
-def _evaluating(model: JudgedModel) -> Iterator[None]:
+def evaluating(model: JudgedModel) -> Iterator[None]:
     """No gradients, no dropout. Not inference mode: weights gathered from shards in it could not train on."""
     was_training = model.module.training
     model.module.eval()

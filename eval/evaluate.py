@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from eval.fingerprint import fingerprint
 from eval.loading import load_judged, model_home
 from eval.model import JudgedModel, PackedModel
 from eval.records import check_writable, write_record
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         backend = choose_backend("auto", world.device, dtype)
         model = load_judged(arguments.model, world.device, dtype)
         weights = weights_hash(model.module)
-        store = Store(vectors, weights, arguments.model, arguments.precision, world.device.type)
+        store = Store(vectors, weights, fingerprint(model, config), arguments.precision, world.device.type)
         if world.is_main:
             print(_heading(model, world, arguments.precision, backend))
         for result, output in zip(evaluate(model, config, world, store), outputs, strict=True):

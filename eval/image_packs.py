@@ -6,7 +6,7 @@ so what is in a pack depends on neither the number of ranks nor the number of wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -86,7 +86,7 @@ class ImagePacks(Dataset[ImagePack | NavitClipError]):
         except NavitClipError as error:
             return error
 
-    def made(self, num_workers: int) -> Iterator[ImagePack]:
+    def made(self, num_workers: int) -> Generator[ImagePack, None, None]:
         """The packs in order.
 
         Raises:

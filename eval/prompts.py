@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from eval.embed import embed_captions
+from eval.embed import embed_tokens
 from eval.model import JudgedModel
 from eval.names import read_names
 from eval.store import Store
@@ -103,22 +103,24 @@ def class_embeddings(
         world: the ranks; all call this together.
         token_budget: tokens of a forward pass at most.
         canonicalize: whether prompts are made `canonical`.
-        store: where the vectors of these prompts are kept and looked for.
+        store: where the vectors of these tokens are kept and looked for.
     """
     prompts = [fill(template, name) for name in class_names for template in templates]
     if canonicalize:
         prompts = [canonical(prompt) for prompt in prompts]
+    # Prompts repeat where class names do, and where templates differ in punctuation alone.
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    ids = model.tokenize(list(place))
+    places = [place[prompt] for prompt in prompts]
     kept = None
     if store is not None:
-        store = store.part("classes", prompts, len(templates), token_budget)
+        store = store.part("classes", ids, places, len(templates), token_budget)
         kept = store.read("vectors")
     # Found by all ranks or by none: those that lack them would wait for the others.
     if all(world.gather_objects(kept is not None)) and kept is not None:
         return kept.vectors.to(world.device)
-    # Prompts repeat where class names do, and where templates differ in punctuation alone.
-    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    vectors = embed_captions(model, list(place), world, token_budget)
-    of_prompts = vectors[torch.tensor([place[prompt] for prompt in prompts], device=vectors.device)]
+    vectors = embed_tokens(model, ids, world, token_budget)
+    of_prompts = vectors[torch.tensor(places, device=vectors.device)]
     of_classes = F.normalize(of_prompts.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=-1)
     if store is not None:
         store.keep("vectors", of_classes)

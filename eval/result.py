@@ -43,8 +43,6 @@ class TaskResult:
     """Whether every image of the data set counted."""
     mean_tokens: float
     """Tokens that an image had."""
-    seconds_per_image: float
-    """Of the image tower, measured."""
     notes: list[str]
     """What a reader of the scores should know."""
     details: dict[str, Any]
@@ -78,7 +76,6 @@ class TaskResult:
             "complete": self.complete,
             "tokens_per_image": self.tokens_per_image,
             "mean_tokens": self.mean_tokens,
-            "seconds_per_image": self.seconds_per_image,
             "notes": self.notes,
             "protocol": {
                 "scoring": self.scoring,

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from eval import official_captioned, official_classified
 from eval.calibration import reliability
-from eval.cost import measure_cost
+from eval.cost import Judged, measure_cost
 from eval.datasets import CaptionedSamples, ClassifiedSamples, open_captioned, open_classified
 from eval.embed import EmbeddedImages, embed_captions, embed_images
 from eval.image_config import ImageConfig
+from eval.latency import seconds_per_image
 from eval.model import JudgedModel
 from eval.names import read_names
 from eval.prompts import PLAIN, canonical, class_embeddings, load_templates
@@ -116,6 +117,11 @@ def _classify(
             embedded.vectors, columns, data.space, _accepted(data, embedded), model.logit_scale
         )
 
+    def judge_with_cost(images: ImageConfig) -> Judged:
+        embedded, outcomes = judge(images)
+        seconds = seconds_per_image(model, data.samples, world, images, view)
+        return Judged(outcomes, embedded.mean_tokens, seconds)
+
     embedded, outcomes = judge(config)
     accepted = _accepted(data, embedded)
     labels = None if data.accepted else torch.tensor([sample.label for sample in embedded.samples])
@@ -136,7 +142,7 @@ def _classify(
             for label, name in enumerate(data.space.classes)
         ]
     if task.cost_tokens:
-        details["cost"] = measure_cost(judge, task.cost_tokens, config)
+        details["cost"] = measure_cost(judge_with_cost, task.cost_tokens, config)
     return TaskResult(
         config=task,
         images=config,
@@ -148,7 +154,6 @@ def _classify(
         skipped=dict(embedded.faults.counts),
         complete=not data.missing and not embedded.faults.total,
         mean_tokens=embedded.mean_tokens,
-        seconds_per_image=embedded.seconds_per_image,
         notes=[
             *_incomplete_notes(data.missing, embedded),
             *_class_notes(data.space.prompts, data.space.classes, counts),
@@ -183,7 +188,6 @@ def _retrieve(
         skipped=dict(images.faults.counts),
         complete=not data.missing and not images.faults.total,
         mean_tokens=images.mean_tokens,
-        seconds_per_image=images.seconds_per_image,
         notes=_incomplete_notes(data.missing, images),
         details={
             "num_captions": len(captions),

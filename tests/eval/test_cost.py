@@ -4,24 +4,28 @@ import numpy as np
 import pytest
 import torch
 
-from eval.cost import SHARES, cascade, measure_cost
-from eval.embed import EmbeddedImages
+from eval import latency
+from eval.cost import SHARES, Judged, cascade, measure_cost
 from eval.image_config import ImageConfig
+from eval.model import PackedModel
+from eval.samples import ShardSamples
+from eval.store import Store
 from eval.task_config import EvalConfig, TaskConfig
 from eval.tasks import evaluate
+from eval.views import View
 from eval.zero_shot import Outcomes
-from navit_clip.data.faults import Faults
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
-from tests.eval_builders import judged, write_labelled
+from tests.eval_builders import ByteTokenizer, judged, small_model, write_labelled
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
-def judgement(right: list[bool], confidence: list[float], tokens: float) -> tuple[EmbeddedImages, Outcomes]:
+def judgement(right: list[bool], confidence: list[float], tokens: float) -> Judged:
     count = len(right)
     ranks = (~torch.tensor(right)).long()
     outcomes = Outcomes(ranks, ranks, torch.tensor(confidence).double(), torch.zeros(count).double())
-    images = EmbeddedImages(torch.zeros(count, 1), (), Faults(), float(tokens), tokens / 1000)
-    return images, outcomes
+    return Judged(outcomes, float(tokens), tokens / 1000)
 
 
 # Sure of the first two, which are right; unsure of the last two, which only more tokens get right.
@@ -61,7 +65,7 @@ def test_costs_of_a_task(tmp_path):
         dataset=shard, task="zeroshot_classification", label_key="json.kind", cost_tokens=[4, 9, 16]
     )
     config = EvalConfig(tasks=[task], tokens_per_image=9, token_budget=64, num_workers=0)
-    (result,) = evaluate(judged(), config, World(0, 1, torch.device("cpu")))
+    (result,) = evaluate(judged(), config, ALONE)
     points = result.details["cost"]
     resized = [point for point in points if point["way"] == "resized"]
     assert [point["tokens_per_image"] for point in resized] == [4, 9, 16]
@@ -69,6 +73,43 @@ def test_costs_of_a_task(tmp_path):
     assert np.all(np.diff([point["mean_tokens"] for point in resized]) > 0)
     assert all(point["seconds_per_image"] > 0 for point in points)
     assert all(point["interval"][0] <= point["acc1"] <= point["interval"][1] for point in points)
+
+
+class Clocked(PackedModel):
+    """Takes a second for every image by the clock that is read here, and ten for the first pack."""
+
+    def __init__(self):
+        super().__init__(small_model(), ByteTokenizer())
+        self.now, self.packs = 0.0, 0
+
+    def encode_images(self, pack):
+        self.now += len(pack.grid) * (1 if self.packs else 10)
+        self.packs += 1
+        return super().encode_images(pack)
+
+
+@pytest.mark.parametrize("broken", [(), range(5)])
+def test_time_is_measured_once_the_tower_is_warm(tmp_path, monkeypatch, broken):
+    """Five images a pack: with the first pack unreadable, others are measured."""
+    samples = ShardSamples([write_labelled(tmp_path / "images.tar", [0] * 12, broken)], None, labels=False)
+    model = Clocked()
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: model.now)
+    config = ImageConfig(tokens_per_image=4, token_budget=20, num_workers=0)
+    assert latency.seconds_per_image(model, samples, ALONE, config, View()) == 1
+    assert model.packs == 2 * (1 + latency.ROUNDS)
+
+
+def test_time_is_measured_anew_where_vectors_are_kept(tmp_path):
+    task = TaskConfig(
+        dataset=write_labelled(tmp_path / "images.tar", [0, 1]),
+        task="zeroshot_classification",
+        label_key="json.kind",
+        cost_tokens=[4],
+    )
+    config = EvalConfig(tasks=[task], tokens_per_image=9, token_budget=64, num_workers=0)
+    for model in (judged(), again := Clocked()):
+        list(evaluate(model, config, ALONE, Store(tmp_path / "vectors")))
+    assert again.packs == 2 * (1 + latency.ROUNDS)  # resized, and not upscaled
 
 
 def test_costs_are_of_classification():

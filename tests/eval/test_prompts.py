@@ -72,7 +72,7 @@ def test_canonical_prompts():
 def test_class_embeddings_are_computed_once(tmp_path, monkeypatch):
     store = Store(tmp_path, "weights")
     first = class_embeddings(judged(), ["cat", "dog"], ["a {}"], ALONE, 64, store=store)
-    monkeypatch.setattr(prompts, "embed_captions", None)
+    monkeypatch.setattr(prompts, "embed_tokens", None)
     assert torch.equal(class_embeddings(judged(), ["cat", "dog"], ["a {}"], ALONE, 64, store=store), first)
     for names, templates in ((["dog", "cat"], ["a {}"]), (["cat", "dog"], ["the {}"])):
         with pytest.raises(TypeError):
