@@ -53,6 +53,8 @@ class View:
 
     def of(self, picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """Cuts it out of a picture, at whatever scale that was decoded."""
+        if self.scale == 1 and not self.mirrored:
+            return picture
         height, width = self.size(*picture.shape[:2])
         top = int(self.top * (picture.shape[0] - height + 1))
         left = int(self.left * (picture.shape[1] - width + 1))

@@ -6,6 +6,7 @@ each number has a line, and what comes seldom waits while other lines fill batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -42,7 +43,7 @@ class Lines(Generic[Item]):
     def __init__(self, new_packer: Callable[[], Packer[tuple[Item, int]]], patience: int | float):
         self._new_packer = new_packer
         self._patience = patience
-        self._packers: dict[int, Packer[tuple[Item, int]]] = {}
+        self._packers: dict[int, Packer[tuple[Item, int]]] = {}  # by line, in order
         self._num_batches = 0
 
     @property
@@ -51,7 +52,7 @@ class Lines(Generic[Item]):
         restores these."""
         return [
             (item, self._num_batches - since)
-            for _, packer in sorted(self._packers.items())
+            for packer in self._packers.values()
             for item, since in packer.waiting
         ]
 
@@ -67,11 +68,12 @@ class Lines(Generic[Item]):
         """
         if line not in self._packers:
             self._packers[line] = self._new_packer()
+            self._packers = dict(sorted(self._packers.items()))
         self._packers[line].add((item, self._num_batches - waited), length, text_length)
 
     def cut(self) -> LineBatch[Item] | None:
         """The next batch, if it is time for one."""
-        packer = self._overdue() or next((p for _, p in sorted(self._packers.items()) if p.ready), None)
+        packer = self._overdue() or next((p for p in self._packers.values() if p.ready), None)
         if packer is None:
             return None
         cut = packer.cut()
@@ -81,6 +83,8 @@ class Lines(Generic[Item]):
 
     def _overdue(self) -> Packer[tuple[Item, int]] | None:
         """Where an item has lost patience: the line of the one that came first."""
+        if self._patience == math.inf:
+            return None
         oldest = [(packer.oldest[1], line) for line, packer in self._packers.items() if packer.oldest]
         if not oldest:
             return None

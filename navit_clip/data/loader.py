@@ -22,7 +22,13 @@ from navit_clip.data.counts import SourceCounts, total_by_source, total_counts
 from navit_clip.data.order import blocks_done
 from navit_clip.data.shards import Shard, find_shards
 from navit_clip.data.stream import DataConfig, Stream, StreamState, block_order, first_state
-from navit_clip.data.transport import Parcel
+from navit_clip.data.transport import (
+    NewBlock,
+    Parcel,
+    ReceivedBlocks,
+    SharedBlocks,
+    private_block,
+)
 from navit_clip.errors import CheckpointError, NavitClipError
 from navit_clip.tokenizer import Tokenizer
 
@@ -90,7 +96,8 @@ class TrainLoader:
         first = self._state["next_worker"]
         # DataLoader asks its workers in turn, beginning with the first: let that one be whose turn it is.
         states = self._state["workers"][first:] + self._state["workers"][:first]
-        for turn, handed in enumerate(self._data_loader(states)):
+        blocks = ReceivedBlocks()
+        for turn, handed in enumerate(self._data_loader(states, blocks.number)):
             if isinstance(handed, NavitClipError):
                 raise handed
             worker = (first + turn) % num_workers
@@ -136,9 +143,11 @@ class TrainLoader:
         done = sum(blocks_done(worker["walk"]) for worker in self._state["workers"])
         return done * self._state["world_size"] / self._blocks_per_epoch
 
-    def _data_loader(self, states: Sequence[StreamState]) -> DataLoader:
+    def _data_loader(self, states: Sequence[StreamState], received: int) -> DataLoader:
         num_workers = self._config.num_workers
-        streams = _Streams(self._config, self._shards, self._stream_arguments, self._num_streams, states)
+        streams = _Streams(
+            self._config, self._shards, self._stream_arguments, self._num_streams, states, received
+        )
         return DataLoader(
             streams,
             batch_size=None,
@@ -177,25 +186,35 @@ class _Streams(IterableDataset):
         arguments: tuple[Tokenizer, int, int, int],
         num_streams: int,
         states: Sequence[StreamState],
+        received: int,
     ):
         self._config = config
         self._shards = shards
         self._arguments = arguments
         self._num_streams = num_streams
         self._states = states
+        self._received = received
 
     def __iter__(self) -> Iterator[_Handed | NavitClipError]:
         worker = get_worker_info()
-        if worker is not None:
-            # A forked process must not use the threads that tokenizers had in its parent.
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        state = self._states[0 if worker is None else worker.id]
         try:
-            stream = Stream(self._config, self._shards, *self._arguments, self._num_streams, state)
-            for batch in stream:
-                yield _Handed(Parcel.of(batch), stream.state())
+            if worker is None:
+                stream = self._stream(self._states[0], private_block)
+                for batch in stream:
+                    yield _Handed(Parcel.of(batch), stream.state())
+            else:
+                # A forked process must not use the threads that tokenizers had in its parent.
+                os.environ["TOKENIZERS_PARALLELISM"] = "false"
+                blocks = SharedBlocks(self._received, worker.id)
+                stream = self._stream(self._states[worker.id], blocks.new)
+                for batch in stream:
+                    yield _Handed(blocks.send(Parcel.of(batch)), stream.state())
         except NavitClipError as error:
             yield error
+
+    def _stream(self, state: StreamState, new_block: NewBlock) -> Stream:
+        arguments = (self._config, self._shards, *self._arguments, self._num_streams, state)
+        return Stream(*arguments, new_block)
 
 
 def _leave_stopping_to_the_rank(worker: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from navit_clip.batch import Batch, Captions, PackedImages, Patches, caption_identity
-from navit_clip.data.transport import Block
+from navit_clip.data.transport import NewBlock, private_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,15 @@ class Pair:
         return self.patches.pixels.nbytes + self.patches.position.nbytes + 8 + 4 * len(self.ids) + 8 + 2 * 4
 
 
-def batch_of(pairs: Sequence[Pair], longest_wait: int = 0) -> Batch:
+def batch_of(pairs: Sequence[Pair], longest_wait: int = 0, new_block: NewBlock = private_block) -> Batch:
     """Packs pairs, at least one, in the order given, into one block of memory.
 
     Args:
         pairs: what to pack.
         longest_wait: see `Batch`.
+        new_block: gives the memory.
     """
-    block = Block.for_tensors(sum(pair.num_bytes for pair in pairs))
+    block = new_block(sum(pair.num_bytes for pair in pairs))
     return Batch(
         images=PackedImages.pack([pair.patches for pair in pairs], block.empty),
         captions=Captions.pack(

@@ -1,26 +1,41 @@
 """A batch's way to a device: one block of memory, shared by the worker that fills it, and copied beside work.
 
 A worker packs a batch straight into memory that it shares with the training process; what goes through the
-queue is the block's handle and the form of what lies in it. So pixels are copied once on the way to the
+queue is the block's number and where in it the tensors lie. So pixels are copied once on the way to the
 training process, and that process does the same few things for a batch, however many images are in it.
+
+Blocks are used again. A new one costs both processes more than all else that is done for a batch: its handle
+goes through a socket, and each of its pages has to be made and cleared. So the handle is sent once, and a
+block is free again as soon as nothing of its batch is left in the training process.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+import pickle
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from navit_clip.batch import Batch, map_tensors
 
 _ALIGNMENT = 8
 """In bytes: of the largest type in a batch."""
 _MOST_TENSORS = 16
+_ROOM = 1.25
+"""Share of the batch's bytes that its block has, so that later ones fit, too. Memory that is never written to
+is none."""
+_MOST_BLOCKS = 16
+"""Of a worker, that are used again; others are made and let go."""
+_FREE, _TAKEN = 0, 1
+"""The last byte of a block that is shared."""
 
 
 class Block:
@@ -34,15 +49,6 @@ class Block:
         self.memory = memory
         self._taken = 0
 
-    @classmethod
-    def for_tensors(cls, num_bytes: int) -> Block:
-        """Room for a batch's tensors of so many bytes in all; in a worker process, shared with its parent."""
-        size = num_bytes + _MOST_TENSORS * _ALIGNMENT
-        if get_worker_info() is None:
-            return cls(torch.empty(size, dtype=torch.uint8))
-        # As DataLoader's own collation does: no other way to shared memory is without a copy.
-        return cls(_bytes_of(torch.UntypedStorage._new_shared(size)))
-
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """The next tensor, as `torch.empty` makes one."""
         start = -(-self._taken // _ALIGNMENT) * _ALIGNMENT
@@ -50,27 +56,151 @@ class Block:
         return self.memory[start : self._taken].view(dtype).view(*shape)
 
 
+NewBlock = Callable[[int], Block]
+"""Gives room for a batch's tensors of so many bytes in all."""
+
+
+def private_block(num_bytes: int) -> Block:
+    """A block of this process alone."""
+    return Block(torch.empty(num_bytes + _MOST_TENSORS * _ALIGNMENT, dtype=torch.uint8))
+
+
 @dataclass(frozen=True, slots=True)
 class Parcel:
     """A batch that is handed from process to process."""
 
     memory: UInt8[Tensor, " bytes"]
-    form: Batch
-    """Without data (device "meta"): what the memory holds, in this order."""
+    form: bytes
+    """The batch but for its data: where in the memory each tensor lies."""
 
     @classmethod
     def of(cls, batch: Batch) -> Parcel:
-        """A batch whose tensors were made in one block, in the order of its fields."""
-        return cls(_bytes_of(batch.images.patches.untyped_storage()), batch.to("meta"))
+        """A batch whose tensors were all made in one block."""
+        form = io.BytesIO()
+        _Form(form).dump(batch)
+        return cls(_bytes_of(batch.images.patches.untyped_storage()), form.getvalue())
 
     def open(self) -> Batch:
         """The batch, in this memory."""
-        block = Block(self.memory)
-        return map_tensors(self.form, lambda tensor: block.empty(tensor.shape, dtype=tensor.dtype))
+        return _Opened(self.form, self.memory).load()
 
     def pin_memory(self) -> Parcel:
         """The same in memory that a GPU copies from while the host goes on."""
         return Parcel(self.memory.pin_memory(), self.form)
+
+
+@dataclass(frozen=True, slots=True)
+class SentParcel(Parcel):
+    """A parcel in a block that is used again; out of the queue comes a `Parcel`."""
+
+    address: tuple[int, int, int]
+    """The number of the training process's `ReceivedBlocks`, that of the worker, and that of the block."""
+    is_new: bool
+    """Whether the training process is yet to get the block's handle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _receive, (self.address, self.memory if self.is_new else None, self.form)
+
+
+class SharedBlocks:
+    """A worker process's blocks, each taken until its batch is gone from the training process.
+
+    Args:
+        received: the number of the training process's `ReceivedBlocks`.
+        worker: the worker's number.
+    """
+
+    def __init__(self, received: int, worker: int):
+        self._owner = (received, worker)
+        self._blocks: list[_SharedBlock] = []
+
+    def new(self, num_bytes: int) -> Block:
+        """A block that is free and large enough, or another."""
+        size = num_bytes + _MOST_TENSORS * _ALIGNMENT + 1
+        free = [number for number, block in enumerate(self._blocks) if block.flag[0] == _FREE]
+        for number in free:
+            if len(self._blocks[number].memory) >= size:
+                return self._blocks[number].take()
+        # As DataLoader's own collation does: no other way to shared memory is without a copy.
+        block = _SharedBlock(_bytes_of(torch.UntypedStorage._new_shared(int(_ROOM * size))))
+        if free:
+            self._blocks[free[0]] = block
+        elif len(self._blocks) < _MOST_BLOCKS:
+            self._blocks.append(block)
+        return block.take()
+
+    def send(self, parcel: Parcel) -> Parcel:
+        """A parcel in one of these blocks, as it goes through a queue."""
+        address = parcel.memory.data_ptr()
+        for number, block in enumerate(self._blocks):
+            if block.memory.data_ptr() == address:
+                is_new, block.is_sent = not block.is_sent, True
+                return SentParcel(parcel.memory, parcel.form, (*self._owner, number), is_new)
+        return parcel
+
+
+class _SharedBlock:
+    def __init__(self, memory: UInt8[Tensor, " bytes"]):
+        self.memory = memory
+        self.flag = memory[-1:].numpy()
+        self.is_sent = False
+
+    def take(self) -> Block:
+        self.flag[0] = _TAKEN
+        return Block(self.memory)
+
+
+class ReceivedBlocks(dict[tuple[int, int, int], UInt8[Tensor, " bytes"]]):
+    """In the training process, the blocks that a loader's workers have sent, by address.
+
+    They are found by a number, since a parcel is unpacked by whichever thread takes it out of the queue.
+    """
+
+    _all: ClassVar[weakref.WeakValueDictionary[int, ReceivedBlocks]] = weakref.WeakValueDictionary()
+    _numbers: ClassVar[Iterator[int]] = count()
+
+    def __init__(self):
+        super().__init__()
+        self.number = next(self._numbers)
+        self._all[self.number] = self
+
+    @classmethod
+    def of(cls, number: int) -> ReceivedBlocks:
+        """Those of a number; a loader has them while it is iterated."""
+        return cls._all[number]
+
+
+def _receive(address: tuple[int, int, int], memory: UInt8[Tensor, " bytes"] | None, form: bytes) -> Parcel:
+    blocks = ReceivedBlocks.of(address[0])
+    if memory is not None:
+        blocks[address] = memory
+    block = _SharedBlock(blocks[address])
+    # All that is made of the batch keeps this array: when it goes, the block is free.
+    array = block.memory.numpy()
+    weakref.finalize(array, block.flag.__setitem__, 0, _FREE).atexit = False
+    return Parcel(torch.from_numpy(array), form)
+
+
+class _Form(pickle.Pickler):
+    """Writes where a tensor lies in place of what is in it."""
+
+    def persistent_id(self, obj: Any) -> tuple[int, int, tuple[int, ...], torch.dtype] | None:
+        if not isinstance(obj, Tensor):
+            return None
+        start = obj.storage_offset() * obj.itemsize
+        return start, start + obj.nbytes, tuple(obj.shape), obj.dtype
+
+
+class _Opened(pickle.Unpickler):
+    """Finds the tensors in another memory."""
+
+    def __init__(self, form: bytes, memory: UInt8[Tensor, " bytes"]):
+        super().__init__(io.BytesIO(form))
+        self._memory = memory
+
+    def persistent_load(self, pid: tuple[int, int, tuple[int, ...], torch.dtype]) -> Tensor:
+        start, end, shape, dtype = pid
+        return self._memory[start:end].view(dtype).view(shape)
 
 
 class Transfer:

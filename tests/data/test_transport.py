@@ -1,5 +1,8 @@
 """What arrives on the device is what was sent."""
 
+from collections import Counter
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,13 +11,20 @@ from torch.utils.data import DataLoader, IterableDataset
 from navit_clip.batch import Batch, map_tensors
 from navit_clip.data.pairs import Pair, batch_of
 from navit_clip.data.patches import image_patches
-from navit_clip.data.transport import Parcel, Transfer
+from navit_clip.data.transport import (
+    NewBlock,
+    Parcel,
+    ReceivedBlocks,
+    SharedBlocks,
+    Transfer,
+    private_block,
+)
 from tests.data_builders import pair
 
 
-def some_batch(number: int = 0) -> Batch:
+def some_batch(number: int = 0, size: int = 3, new_block: NewBlock = private_block) -> Batch:
     patches = image_patches(pair("x", number)["png"], 8, 40)
-    return batch_of([Pair("x", patches, "a", [1, 2, number])] * 3)
+    return batch_of([Pair("x", patches, "a", [1, 2, number])] * size, number, new_block)
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
@@ -47,25 +57,70 @@ def test_a_batch_arrives_on_a_cpu():
 class _Packing(IterableDataset):
     """Batches as a worker hands them over, and whether all their tensors lay in one shared block already."""
 
+    def __init__(self, received: int, sizes: list[int]):
+        self._received = received
+        self._sizes = sizes
+
     def __iter__(self):
-        for number in range(3):
-            batch = some_batch(number)
+        blocks = SharedBlocks(self._received, worker=0)
+        for number, size in enumerate(self._sizes):
+            batch = some_batch(number, size, blocks.new)
             storages = [tensor.untyped_storage() for tensor in tensors_of(batch)]
             one = len({storage.data_ptr() for storage in storages}) == 1
-            yield Parcel.of(batch), one and storages[0].is_shared()
+            yield blocks.send(Parcel.of(batch)), one and storages[0].is_shared()
 
 
-def test_a_worker_packs_straight_into_the_memory_that_it_shares():
-    handed = list(DataLoader(_Packing(), batch_size=None, num_workers=1, collate_fn=lambda handed: handed))
-    assert len(handed) == 3
-    for number, (parcel, was_shared) in enumerate(handed):
+def handed_over(received: ReceivedBlocks, sizes: list[int]) -> Iterator[Batch]:
+    loader = DataLoader(
+        _Packing(received.number, sizes),
+        batch_size=None,
+        num_workers=1,
+        prefetch_factor=1,
+        collate_fn=lambda handed: handed,
+    )
+    for number, (parcel, was_shared) in enumerate(loader):
         assert was_shared
-        batch, expected = parcel.open(), some_batch(number)
-        assert batch.keys == expected.keys
-        assert batch.images.max_length == expected.images.max_length
-        for arrived, sent in zip(tensors_of(batch), tensors_of(expected), strict=True):
-            assert arrived.dtype == sent.dtype
-            assert torch.equal(arrived, sent)
+        batch = parcel.open()
+        check_equal(batch, some_batch(number, sizes[number]))
+        yield batch
+
+
+def check_equal(batch: Batch, expected: Batch) -> None:
+    assert batch.keys == expected.keys
+    assert batch.images.max_length == expected.images.max_length
+    for arrived, sent in zip(tensors_of(batch), tensors_of(expected), strict=True):
+        assert arrived.dtype == sent.dtype
+        assert torch.equal(arrived, sent)
+
+
+def test_a_worker_packs_straight_into_the_memory_that_it_shares_and_uses_it_again():
+    received = ReceivedBlocks()
+    places = Counter(batch.images.patches.data_ptr() for batch in handed_over(received, [3] * 40))
+    assert places.total() == 40
+    assert len(places) == len(received) <= 4  # one here, one or two in the queue, one being filled
+
+
+def test_what_is_held_is_left_alone():
+    sizes = [3, 1, 9, 3, 2, 30, 3, 1, 9, 4] * 4  # more than there are blocks
+    held = list(handed_over(ReceivedBlocks(), sizes))
+    for number, (batch, size) in enumerate(zip(held, sizes, strict=True)):
+        check_equal(batch, some_batch(number, size))
+
+
+def test_a_part_of_a_batch_holds_its_block():
+    received = ReceivedBlocks()
+    parts = [
+        (number, batch.images.patches[5:7]) for number, batch in enumerate(handed_over(received, [3] * 8))
+    ]
+    for number, part in parts:
+        assert torch.equal(part, some_batch(number).images.patches[5:7])
+
+
+def test_a_batch_that_needs_more_room_gets_another_block():
+    received = ReceivedBlocks()
+    for _ in handed_over(received, [1] * 10 + [100] * 10 + [1] * 10):
+        pass
+    assert len(received) <= 4
 
 
 @pytest.mark.gpu
