@@ -25,7 +25,7 @@ from navit_clip.config import build_config, load_config
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
 from navit_clip.model.attention import choose_backend
-from navit_clip.weights import evaluated_tokens, weights_hash
+from navit_clip.weights import usual_tokens, weights_hash
 
 OUTPUT = "{folder}/eval/results.jsonl"
 VECTORS = "{folder}/eval/vectors"
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--border", type=int, help="pixels cut off on each side (0; ObjectNet by name: 2)")
     add("--center", type=float, help="share of height and width kept around the middle (1)")
     add("--cost_tokens", type=int, nargs="+", help="also judge at each of these tokens per image")
-    add("--tokens_per_image", type=int, help="patches of an image at most (as the run evaluates, or 256)")
+    add("--tokens_per_image", type=int, help="patches of an image at most (the model's own number, or 256)")
     add("--no_upscale", dest="upscale", action="store_false", default=None, help="leave small images small")
     add("--keep", type=float, help="share of patches shown, drawn at random (1)")
     add("--token_budget", type=int, help="tokens of a forward pass at most, instead of a batch size (16384)")
@@ -165,7 +165,7 @@ def _config(arguments: argparse.Namespace) -> EvalConfig:
         return load_config(EvalConfig, arguments.suite, [f"{flag}={value}" for flag, value in images.items()])
     if arguments.task is None:
         raise ConfigError("--task: expected zeroshot_classification or zeroshot_retrieval, found nothing")
-    if tokens := evaluated_tokens(arguments.model):
+    if tokens := usual_tokens(arguments.model):
         images.setdefault("tokens_per_image", tokens)
     settings: dict[str, Any] = {TASK_FLAGS[flag]: given[flag] for flag in task_flags}
     tasks = [{"dataset": dataset, **settings} for dataset in arguments.dataset]

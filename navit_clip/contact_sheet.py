@@ -13,22 +13,26 @@ CELL = 192
 """Pixels of a picture's longer side."""
 LINE = 20
 """Pixels of a line of text."""
+LINES = 2
+"""Under a picture, at most."""
 GAP = 12
 COLUMNS = 6
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-def draw_contact_sheet(pictures: Sequence[tuple[str, bytes]], title: str = "") -> Image.Image:
-    """Draws encoded pictures in the order given, row by row; a broken one leaves its cell empty.
+
+def draw_contact_sheet(pictures: Sequence[tuple[str, bytes | SampleError]], title: str = "") -> Image.Image:
+    """Draws encoded pictures in the order given, row by row; where one is not to be had, its cell says why.
 
     Args:
-        pictures: a line of text and the encoded image of each.
+        pictures: a line of text of each, and its encoded image or why there is none.
         title: stands above them.
     """
     rows = -(-len(pictures) // COLUMNS)
     columns = min(COLUMNS, max(1, len(pictures)))
     width = GAP + columns * (CELL + GAP)
     head = 2 * GAP + LINE if title else GAP
-    height = head + rows * (CELL + LINE + GAP)
+    height = head + rows * (CELL + LINES * LINE + GAP)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
@@ -36,19 +40,34 @@ def draw_contact_sheet(pictures: Sequence[tuple[str, bytes]], title: str = "") -
     for number, (line, data) in enumerate(pictures):
         row, column = divmod(number, COLUMNS)
         left = GAP + column * (CELL + GAP)
-        top = head + row * (CELL + LINE + GAP)
+        top = head + row * (CELL + LINES * LINE + GAP)
         try:
+            if isinstance(data, SampleError):
+                raise data
             picture = Image.fromarray(decode_image(data))
         except SampleError as error:
-            line = f"{line} ({error.cause})"
+            draw.text((left, top + CELL // 2), shortened(error.cause, font, CELL), fill="gray", font=font)
         else:
             picture.thumbnail((CELL, CELL))
             sheet.paste(picture, (left + (CELL - picture.width) // 2, top + CELL - picture.height))
-        draw.text((left, top + CELL + 2), shortened(line, font, CELL), fill="black", font=font)
+        for below, part in enumerate(in_two(line, font, CELL)):
+            draw.text((left, top + CELL + 2 + below * LINE), part, fill="black", font=font)
     return sheet
 
 
-def shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def in_two(line: str, font: Font, width: int) -> list[str]:
+    """A line as one or two that fit into `width` pixels, whole where two are enough."""
+    first = len(line)
+    while font.getlength(line[:first]) > width:
+        first -= 1
+    if first == len(line):
+        return [line]
+    cut = max(line.rfind(mark, 0, first) for mark in " /") + 1
+    first = cut if cut > first // 2 else first
+    return [line[:first].rstrip(), shortened(line[first:], font, width)]
+
+
+def shortened(line: str, font: Font, width: int) -> str:
     """A line without as much of its middle as makes it fit into `width` pixels; its ends tell keys apart."""
     shown = line
     for left_out in range(2, len(line)):

@@ -7,7 +7,7 @@ so the same command goes on where it was stopped, on any number of ranks.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from navit_clip.data.faults import Faults
 from navit_clip.data.patches import image_patches
 from navit_clip.distributed import World
 from navit_clip.embedding_sources import CaptionSource, ImageSource
-from navit_clip.errors import ConfigError, DataError, SampleError
+from navit_clip.errors import ConfigError, DataError, NavitClipError, SampleError
 from navit_clip.pretrained import NavitClip
 from navit_clip.remote_option import add_remote_option, remote_config
 from navit_clip.vector_files import (
@@ -51,11 +51,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _embed(arguments: argparse.Namespace, world: World) -> None:
-    for name in ("tokens_per_image", "part_size"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(
-                f"--{name.replace('_', '-')}: expected at least 1, found {getattr(arguments, name)}"
-            )
+    if arguments.part_size < 1:
+        raise ConfigError(f"--part-size: expected at least 1, found {arguments.part_size}")
     check_format(arguments.format)
     is_images = arguments.images is not None
     remote = remote_config(arguments.remote)
@@ -73,15 +70,13 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
         source=list(arguments.images or arguments.captions),
         items=source.digest(),
         caption_key=arguments.caption_key,
-        tokens_per_image=arguments.tokens_per_image,
+        tokens_per_image=model.tokens_per_image,
         num_items=len(source),
         part_size=arguments.part_size,
         dim=model.towers.embedding_dim,
         format=arguments.format,
     )
-    if world.is_main:
-        begin(arguments.out, description)
-    world.barrier()
+    _begin_together(arguments.out, description, world)
     faults, num_made = Faults(), 0
     missing = missing_parts(arguments.out, description)
     world.barrier()  # every rank has looked before any writes
@@ -102,7 +97,21 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
     if not made and len(missing) == description.num_parts:
         raise DataError(f"not one of {len(source)} items could be used; {summary}")
     if world.is_main:
-        print(f"{arguments.out}: {made} vectors made, {summary}")
+        done = f"{made:,} vectors made, {summary}" if missing else "all parts are there already"
+        print(f"{arguments.out}: {done}")
+
+
+def _begin_together(folder: Path, description: Description, world: World) -> None:
+    """`begin` on one rank; what it raises, all raise, so that none waits for the others."""
+    fault = None
+    if world.is_main:
+        try:
+            begin(folder, description)
+        except NavitClipError as error:
+            fault = error
+    fault = world.gather_objects(fault)[0]
+    if fault is not None:
+        raise fault
 
 
 def embed_images(
@@ -163,16 +172,25 @@ def _search(arguments: argparse.Namespace) -> int:
         print(f"{probability:8.4f}  {vectors.keys[index]}  {vectors.captions[index]}".rstrip())
     if description.kind == "images":
         source = ImageSource(description.source, remote_config(arguments.remote))
-        places = {key: place for place, key in enumerate(source.keys)}
-        pictures = [
-            (f"{place}. {vectors.keys[index]}", source[places[vectors.keys[index]]])
-            for place, (_, index) in enumerate(found, start=1)
-            if vectors.keys[index] in places
-        ]
+        pictures = list(_pictures(source, [vectors.keys[index] for _, index in found]))
         sheet = arguments.sheet or arguments.out / "search.png"
         draw_contact_sheet(pictures, arguments.search).save(sheet)
         print(sheet)
     return 0
+
+
+def _pictures(source: ImageSource, keys: Sequence[str]) -> Iterator[tuple[str, bytes | SampleError]]:
+    """A line for each picture that was found and its bytes, or why it is not to be had."""
+    places: dict[str, int] = {}
+    for place, key in enumerate(source.keys):
+        places.setdefault(key, place)  # one that is repeated in a shard is a fault, and was not embedded
+    for number, key in enumerate(keys, start=1):
+        try:
+            if key not in places:
+                raise SampleError("gone from the source", key)
+            yield f"{number}. {key}", source[places[key]]
+        except SampleError as error:
+            yield f"{number}. {key}", error
 
 
 def _open(arguments: argparse.Namespace, device: torch.device) -> NavitClip:
@@ -195,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--search", metavar="TEXT", help="find what fits a sentence among the vectors")
     add("--caption-key", default="txt", help="where shards have captions: txt or json.KEY (txt)")
     add("--format", choices=["npy", "parquet"], default="npy", help="of the vectors (npy)")
-    add("--tokens-per-image", type=int, default=256, help="patches of an image at most (256)")
+    add("--tokens-per-image", type=int, help="patches of an image at most (the model's own number, or 256)")
     add("--part-size", type=int, default=4096, help="items in a file: what an interruption can cost (4096)")
     add("--num-workers", type=int, default=2, help="decoding processes on each rank (2)")
     add("--precision", choices=list(PRECISIONS), default="fp32", help="of products and attention (fp32)")

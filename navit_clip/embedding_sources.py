@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from navit_clip.data.faults import Faults
-from navit_clip.data.remote import RemoteConfig
+from navit_clip.data.remote import RemoteConfig, is_remote
 from navit_clip.data.samples import IMAGE_EXTENSIONS, read_sample, read_samples
-from navit_clip.data.shards import find_shards
+from navit_clip.data.shards import Shard, find_shards
 from navit_clip.data.tar_index import OpenShards
 from navit_clip.errors import DataError, SampleError
 
@@ -29,7 +29,7 @@ class ImageSource:
     def __init__(self, source: Sequence[str], remote: RemoteConfig | None = None):
         self._arguments = (source, remote)
         self._files = _image_files(source)
-        self._shards = [] if self._files else find_shards(source, remote)
+        self._shards = [] if self._files else _shards(source, remote)
         self._open = OpenShards(self._shards)
         self._places: list[tuple[int, int]] = []
         self.keys: list[str] = [key for key, _ in self._files]
@@ -80,10 +80,18 @@ class CaptionSource:
         if len(source) == 1 and first.is_file() and first.suffix != ".tar":
             self._read_lines(first)
             return
+        if len(source) == 1 and first.suffix == ".txt" and not is_remote(source[0]):
+            raise DataError(f"{first}: no such file (expected a text file with a caption a line, or shards)")
+        if texts := [name for name in source if Path(name).is_file() and Path(name).suffix == ".txt"]:
+            raise DataError(
+                f"{texts[0]}: expected one text file alone, or shards, found {len(source)} sources"
+            )
         for sample in read_samples(source, caption_key, faults=Faults(), remote=remote):
             for number, caption in enumerate(sample.captions):
                 self.keys.append(f"{sample.key}#{number}")
                 self._captions.append(caption)
+        if not self.keys:
+            raise DataError(f"{', '.join(source)}: there is no caption in it")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -98,8 +106,12 @@ class CaptionSource:
     def _read_lines(self, path: Path) -> None:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not readable as text: {error}") from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: expected a text file in UTF-8, found bytes that are not at byte {error.start}"
+            ) from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 self.keys.append(str(number))
@@ -110,6 +122,14 @@ class CaptionSource:
 
 def _digest(lines: Sequence[str]) -> str:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def _shards(source: Sequence[str], remote: RemoteConfig | None) -> list[Shard]:
+    """Raises DataError where a folder has neither images nor shards, or shards are not to be found."""
+    if len(source) == 1 and Path(source[0]).is_dir() and not any(Path(source[0]).glob("*.tar")):
+        kinds = ", ".join(IMAGE_EXTENSIONS)
+        raise DataError(f"{source[0]}: expected images ({kinds}) or shards (tar) in this folder, found none")
+    return find_shards(source, remote)
 
 
 def _image_files(source: Sequence[str]) -> list[tuple[str, Path]]:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from navit_clip.errors import CheckpointError, ConfigError
+from navit_clip.weights import listing
 
 DESCRIPTION = "vectors.json"
 FileFormat = Literal["npy", "parquet"]
@@ -51,9 +52,30 @@ class Description:
     format: FileFormat
     """Of the parts."""
 
+    def __post_init__(self):
+        if least := [name for name in ("num_items", "part_size", "dim") if not getattr(self, name) >= 1]:
+            raise ValueError(f"expected at least 1 as {' and '.join(least)}")
+
     @property
     def num_parts(self) -> int:
         return -(-self.num_items // self.part_size)
+
+
+SAID = {
+    "model": "they were made by {}",
+    "weights": "the model's weights have changed since",
+    "precision": "they were made in {}",
+    "kind": "they are of {}",
+    "source": "they are of {}",
+    "items": "what is in the source has changed since",
+    "caption_key": "captions were taken from {}",
+    "tokens_per_image": "images had at most {} patches",
+    "num_items": "there were {} items",
+    "part_size": "parts have {} items",
+    "dim": "vectors have {} values",
+    "format": "they are kept as {}",
+}
+"""What each difference in a description means, with what is there."""
 
 
 class Vectors(NamedTuple):
@@ -69,27 +91,37 @@ def begin(folder: Path, description: Description) -> None:
     """Makes the folder, or goes on in one that was begun alike.
 
     Raises:
-        ConfigError: what is there was made from something else; says what differs.
+        ConfigError: what is there was made from something else (says what differs), or the folder cannot be
+            made.
+        CheckpointError: what is there cannot be read.
     """
     path = folder / DESCRIPTION
     if path.exists():
         found, expected = asdict(read_description(folder)), asdict(description)
-        if differences := [
-            f"{name} is {found[name]} there" for name in found if found[name] != expected[name]
-        ]:
+        differences = [
+            SAID[name].format(", ".join(value) if isinstance(value, list) else value)
+            for name, value in found.items()
+            if value != expected[name]
+        ]
+        if differences:
             raise ConfigError(
-                f"{folder}: vectors of another making: {'; '.join(differences)}; choose another folder"
+                f"{folder}: holds vectors of another making: {'; '.join(differences)}. Choose another "
+                "folder, or remove this one"
             )
         return
     begun = f".{DESCRIPTION}"  # by a run that was killed as it wrote it
     if folder.exists() and (not folder.is_dir() or any(path.name != begun for path in folder.iterdir())):
         raise ConfigError(
-            f"{folder}: expected a folder of vectors to go on with, or nothing, found something else"
+            f"{folder}: expected a folder of vectors to go on with, or nothing, found {listing(folder)}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(asdict(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(description), indent=2, ensure_ascii=False) + "\n"
+        partial.write_text(text, encoding="utf-8")
+        partial.rename(path)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def read_description(folder: Path) -> Description:
@@ -98,12 +130,17 @@ def read_description(folder: Path) -> Description:
     Raises:
         CheckpointError: it is not a folder of vectors.
     """
-    try:
-        return Description(**json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        found = listing(folder) if folder.exists() else "no such folder"
         raise CheckpointError(
-            f"{folder}: not a folder of vectors: no readable {DESCRIPTION}: {error}"
-        ) from error
+            f"{folder}: expected a folder of vectors, with a {DESCRIPTION}, as `navit-clip embed` makes "
+            f"them; found {found}"
+        )
+    try:
+        return Description(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a description of vectors: {error}") from error
 
 
 def missing_parts(folder: Path, description: Description) -> list[int]:
@@ -131,17 +168,34 @@ def read_vectors(folder: Path) -> Vectors:
     """All parts, in order.
 
     Raises:
-        CheckpointError: parts are missing.
+        CheckpointError: parts are missing, or cannot be read; names them.
     """
     description = read_description(folder)
     if missing := missing_parts(folder, description):
         raise CheckpointError(
             f"{folder}: {len(missing)} of {description.num_parts} parts are missing; embed again to go on"
         )
-    read = _read_parquet if description.format == "parquet" else _read_npy
-    parts = [read(_path(folder, number, description)) for number in range(description.num_parts)]
+    parts, broken = [], []
+    for number in range(description.num_parts):
+        path = _path(folder, number, description)
+        try:
+            parts.append(_read_part(path, description))
+        except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
+            broken.append(f"{path.name} ({error})")
+    if broken:
+        raise CheckpointError(
+            f"{folder}: parts that are broken: {'; '.join(broken)}; remove them and embed again"
+        )
     keys, captions, rows = zip(*parts, strict=True)
     return Vectors(list(chain(*keys)), list(chain(*captions)), np.concatenate(rows))
+
+
+def _read_part(path: Path, description: Description) -> Vectors:
+    vectors = (_read_parquet if description.format == "parquet" else _read_npy)(path)
+    expected = (len(vectors.keys), description.dim)
+    if vectors.rows.shape != expected or len(vectors.captions) != len(vectors.keys):
+        raise ValueError(f"expected {expected[0]} vectors of {expected[1]}, found {vectors.rows.shape}")
+    return vectors
 
 
 def check_format(name: FileFormat) -> None:
@@ -169,7 +223,7 @@ def _read_parquet(path: Path) -> Vectors:
     _, parquet = _pyarrow()
     table = parquet.read_table(path)
     column = table["vector"].combine_chunks()
-    rows = column.flatten().to_numpy().reshape(len(column), -1)
+    rows = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     return Vectors(table["key"].to_pylist(), table["caption"].to_pylist(), rows)
 
 

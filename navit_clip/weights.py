@@ -10,6 +10,7 @@ A folder appears whole or not at all: it is written beside its place and then re
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,9 +33,14 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "navit_clip.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 RUN_CONFIG_FILE = "config.yaml"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Where a folder for transformers says how it prepares images; newer versions write the first."""
+
+TOKENS_PER_IMAGE = 256
+"""Patches of an image at most where neither the user nor the model says: SigLIP 2's number."""
 
 MOST_NAMED = 8
-"""How many weights an error names before it only counts them."""
+"""How many weights or files an error names before it only counts them."""
 
 
 class LoadedModel(NamedTuple):
@@ -84,7 +90,7 @@ def whole_folder(folder: Path, replaces: Callable[[Path], bool]) -> Iterator[Pat
     if not empty and not replaces(folder):
         raise CheckpointError(
             f"{folder}: expected nothing there, or an earlier folder of the same kind to replace, "
-            "found something else"
+            f"found {listing(folder)}"
         )
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -199,7 +205,8 @@ def resolve_model_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder (expected a run, a checkpoint or a model folder)")
+        found = "found a file" if path.exists() else "no such folder"
+        raise CheckpointError(f"{path}: {found} (expected a run, a checkpoint or a model folder)")
     if (path / CONFIG_FILE).exists():
         return path
     if (path / "model" / CONFIG_FILE).exists():
@@ -210,18 +217,51 @@ def resolve_model_folder(path: str | Path) -> Path:
         if not (model / CONFIG_FILE).exists():
             raise CheckpointError(f"{latest}: names a checkpoint that has no model: there is no {model}")
         return model
+    if (path / RUN_CONFIG_FILE).exists():
+        raise CheckpointError(
+            f"{path}: a run that has no checkpoint yet (there is no {latest}); it can be opened once "
+            "training has written its first"
+        )
     raise CheckpointError(
         f"{path}: expected a model folder ({CONFIG_FILE}), a checkpoint (model/) or a run with at least one "
-        "checkpoint (checkpoints/latest), found none of them"
+        f"checkpoint (checkpoints/latest), found {listing(path)}"
     )
 
 
-def evaluated_tokens(path: str | Path) -> int | None:
-    """Patches an image has in the evaluations of the run that a path is or lies in; None outside a run."""
+def run_folder(path: str | Path) -> Path | None:
+    """The run that a path is, or that the checkpoint or model folder there belongs to; None for others."""
     path = Path(path).absolute()
-    places = (path, *path.parents[:3]) if path.is_dir() else ()  # RUN/checkpoints/step-…/model at the deepest
-    run = next((place for place in places if (place / RUN_CONFIG_FILE).is_file()), None)
-    return run and OmegaConf.select(OmegaConf.load(run / RUN_CONFIG_FILE), "evaluation.tokens_per_image")
+    checkpoint = path.parent if path.name == "model" else path
+    run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else path
+    return run if (run / RUN_CONFIG_FILE).is_file() else None
+
+
+def usual_tokens(path: str | Path) -> int | None:
+    """Patches of an image at most where the user does not say: one rule for evaluation, export and vectors.
+
+    What the evaluations of a run have (its `evaluation.tokens_per_image`), or the image processor of a folder
+    for transformers (its `max_num_patches`); None for others.
+    """
+    if run := run_folder(path):
+        return OmegaConf.select(OmegaConf.load(run / RUN_CONFIG_FILE), "evaluation.tokens_per_image")
+    for file in (Path(path) / name for name in PROCESSOR_FILES):
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+        except OSError:
+            continue
+        except ValueError as error:
+            raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
+        if isinstance(settings, dict):
+            tokens = settings.get("image_processor", settings).get("max_num_patches")
+            return tokens if isinstance(tokens, int) and tokens > 0 else None
+    return None
+
+
+def listing(path: Path) -> str:
+    """What is at a path, for an error that expected something else there."""
+    if not path.is_dir():
+        return "a file"
+    return _listed(sorted(entry.name for entry in path.iterdir())) or "an empty folder"
 
 
 def _listed(names: list[str]) -> str:

@@ -11,10 +11,10 @@ import torch
 from PIL import Image, ImageFont
 
 from navit_clip.cli import main as command
-from navit_clip.contact_sheet import shortened
+from navit_clip.contact_sheet import draw_contact_sheet, in_two, shortened
 from navit_clip.data.patches import image_patches
 from navit_clip.embedding import _embed, _parser, main
-from navit_clip.errors import CheckpointError, ConfigError, DataError
+from navit_clip.errors import CheckpointError, ConfigError, DataError, SampleError
 from navit_clip.pretrained import NavitClip
 from navit_clip.vector_files import read_vectors
 from navit_clip.weights import save_model
@@ -72,13 +72,15 @@ def test_an_interrupted_embedding_goes_on(model, shards, tmp_path, capsys):
     capsys.readouterr()
     main(arguments)
     assert "4 vectors made" in capsys.readouterr().out
+    main(arguments)
+    assert "all parts are there already" in capsys.readouterr().out
     again = read_vectors(tmp_path / "vectors")
     assert again.keys == whole.keys
     np.testing.assert_array_equal(again.rows, whole.rows)
     assert (tmp_path / "vectors" / "part-00000.npy").stat().st_mtime_ns == kept
-    with pytest.raises(ConfigError, match="tokens_per_image is 30 there"):
+    with pytest.raises(ConfigError, match="holds vectors of another making: images had at most 30 patches"):
         main([*arguments, "--tokens-per-image", "40"])
-    with pytest.raises(ConfigError, match="precision is fp32 there"):
+    with pytest.raises(ConfigError, match="they were made in fp32"):
         main([*arguments, "--precision", "bf16"])
 
 
@@ -90,7 +92,7 @@ def test_captions_that_have_changed_since_are_not_mixed(model, tmp_path):
     (out / ".vectors.json").write_text("{")  # of a run that was killed as it began
     main(arguments)
     captions.write_text("a dog\na cow\n")
-    with pytest.raises(ConfigError, match="vectors of another making: items is"):
+    with pytest.raises(ConfigError, match=r"another making: what is in the source has changed since\."):
         main(arguments)
 
 
@@ -102,7 +104,7 @@ def test_vectors_of_a_model_that_has_changed_since_are_not_mixed(shards, tmp_pat
     changed = trained()
     changed.logit_bias.data += 1
     save_model(changed, small_tokenizer(), folder)
-    with pytest.raises(ConfigError, match=r"vectors of another making: weights is \w+ there;"):
+    with pytest.raises(ConfigError, match=r"another making: the model's weights have changed since\."):
         main([*arguments, "--images", *shards, *flags()])
     with pytest.raises(ConfigError, match="made with other weights than those of"):
         main([*arguments, "--search", "a dog"])
@@ -110,6 +112,19 @@ def test_vectors_of_a_model_that_has_changed_since_are_not_mixed(shards, tmp_pat
 
 def embed_on_rank(world, arguments: list[str]) -> None:
     _embed(_parser().parse_args(arguments), world)
+
+
+def embed_in_vain(world, arguments: list[str]) -> str:
+    with pytest.raises(ConfigError) as raised:
+        _embed(_parser().parse_args(arguments), world)
+    return str(raised.value)
+
+
+def test_what_stops_one_rank_stops_all(model, shards, tmp_path):
+    """Rank 0 alone begins a folder; the others would wait for it until they give up."""
+    (tmp_path / "thesis.tex").write_text("")
+    said = on_ranks(2, embed_in_vain, [str(model), str(tmp_path), "--images", *shards, *flags()])
+    assert ["found thesis.tex" in line for line in said] == [True, True]
 
 
 def test_ranks_share_the_parts(model, shards, tmp_path):
@@ -148,7 +163,69 @@ def test_search_ranks_as_the_model_does_and_draws_a_sheet(model, tmp_path, capsy
     best = [vectors.keys[index] for index in logits.argsort(descending=True)[:3].tolist()]
     assert [line.split()[1] for line in printed[:3]] == best
     with Image.open(tmp_path / "vectors" / "search.png") as sheet:
-        assert sheet.size == (12 + 3 * 204, 2 * 12 + 20 + 192 + 20 + 12)
+        assert sheet.size == (12 + 3 * 204, 2 * 12 + 20 + 192 + 2 * 20 + 12)
+
+
+def test_a_search_says_which_pictures_are_gone(model, tmp_path, monkeypatch):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        Image.fromarray(noise_picture(30, 20, seed=number)).save(pictures / f"{number}.png")
+    main([str(model), str(tmp_path / "vectors"), "--images", str(pictures), *flags()])
+    (pictures / "0.png").unlink()
+    (pictures / "1.png").unlink()
+    (pictures / "1.png").mkdir()  # there, and not readable
+    drawn = []
+    sheet = Image.new("RGB", (9, 9))
+    monkeypatch.setattr(
+        "navit_clip.embedding.draw_contact_sheet", lambda *given: drawn.append(given[0]) or sheet
+    )
+    main([str(model), str(tmp_path / "vectors"), "--search", "a dog"])
+    by_key = {line.split()[1]: data for line, data in drawn[0]}
+    assert by_key["0.png"].cause == "gone from the source"
+    assert by_key["1.png"].cause == "unreadable file"
+    assert by_key["2.png"] == (pictures / "2.png").read_bytes()
+
+
+def test_of_a_key_that_is_repeated_the_picture_that_was_embedded_is_shown(model, tmp_path, monkeypatch):
+    """Of the first; a shard's reader counts the second as a fault."""
+    first, second = pair("twice", 1), pair("twice", 2)
+    write_shard(tmp_path / "a.tar", [first, pair("between", 3), second])
+    main([str(model), str(tmp_path / "vectors"), "--images", str(tmp_path / "a.tar"), *flags()])
+    assert read_vectors(tmp_path / "vectors").keys == ["a/twice", "a/between"]
+    drawn = []
+    sheet = Image.new("RGB", (9, 9))
+    monkeypatch.setattr(
+        "navit_clip.embedding.draw_contact_sheet", lambda *given: drawn.append(given[0]) or sheet
+    )
+    main([str(model), str(tmp_path / "vectors"), "--search", "a dog"])
+    assert {line.split()[1]: data for line, data in drawn[0]}["a/twice"] == first["png"]
+
+
+def test_a_sheet_says_why_a_picture_is_missing():
+    line = "1. shard-00017/000170034"
+    blank = Image.new("RGB", (192, 192), "white")
+    drawn = draw_contact_sheet([(line, SampleError("gone from the source", "x"))])
+    assert drawn.crop((12, 12, 12 + 192, 12 + 192)).tobytes() != blank.tobytes()
+
+
+def test_lines_under_pictures_are_whole_where_two_lines_are_enough():
+    font = ImageFont.load_default(size=13)
+    for line in (
+        "",
+        "3. cat.png",
+        "12. shard-00017/000170034_de0f59770f",
+        "24. " + "a" * 30,
+        "1. " + "i" * 90,
+    ):
+        parts = in_two(line, font, 192)
+        assert "".join(parts).replace(" ", "") == line.replace(" ", "")
+        assert len(parts) == 1 + (font.getlength(line) > 192)
+        assert all(font.getlength(part) <= 192 for part in parts)
+    assert in_two("12. shard-00017/000170034_de0f59770f", font, 192)[0] == "12. shard-00017/"
+    *_, last = in_two("W" * 200 + ".png", font, 192)
+    assert last.endswith(".png")
+    assert font.getlength(last) <= 192
 
 
 def test_lines_under_pictures_are_cut_to_their_width():
@@ -166,10 +243,28 @@ def test_what_cannot_be_embedded_is_said(model, shards, tmp_path):
         main([str(model), str(tmp_path / "out")])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match="found something else"):
+    with pytest.raises(ConfigError, match=r"found thesis\.tex$"):
         main([str(model), str(tmp_path / "full"), "--images", *shards, *flags()])
-    with pytest.raises(CheckpointError, match="not a folder of vectors"):
+    with pytest.raises(CheckpointError, match=r"expected a folder of vectors, .* found thesis\.tex$"):
         main([str(model), str(tmp_path / "full"), "--search", "a dog"])
+    with pytest.raises(CheckpointError, match=r"expected a folder of vectors, .* found no such folder$"):
+        main([str(model), str(tmp_path / "gone"), "--search", "a dog"])
+    with pytest.raises(ConfigError, match=r"thesis\.tex/out: cannot be written: Not a directory$"):
+        main([str(model), str(tmp_path / "full" / "thesis.tex" / "out"), "--images", *shards, *flags()])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: expected images \(jpg, .* in this folder, found none$"):
+        main([str(model), str(tmp_path / "out"), "--images", str(tmp_path / "empty"), *flags()])
+    captions = tmp_path / "captions.txt"
+    with pytest.raises(
+        DataError, match=r"captions\.txt: no such file \(expected a text file with a caption a"
+    ):
+        main([str(model), str(tmp_path / "out"), "--captions", str(captions)])
+    captions.write_bytes(b"a dog\n\xff\n")
+    with pytest.raises(DataError, match=r"captions\.txt: expected a text file in UTF-8, found .* at byte 6$"):
+        main([str(model), str(tmp_path / "out"), "--captions", str(captions)])
+    with pytest.raises(DataError, match=r"captions\.txt: expected one text file alone, or shards, found 2"):
+        main([str(model), str(tmp_path / "out"), "--captions", str(captions), str(captions)])
+    assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="no shard"):
         main([str(model), str(tmp_path / "out"), "--images", str(tmp_path / "gone-*.tar"), *flags()])
     with pytest.raises(ConfigError, match="--part-size"):
@@ -182,5 +277,47 @@ def test_what_cannot_be_embedded_is_said(model, shards, tmp_path):
 
 def test_a_description_that_is_not_one(model, tmp_path):
     (tmp_path / "vectors.json").write_text(json.dumps({"model": 3}))
-    with pytest.raises(CheckpointError, match="not a folder of vectors"):
+    with pytest.raises(CheckpointError, match=r"vectors\.json: not a description of vectors"):
         main([str(model), str(tmp_path), "--search", "a dog"])
+    main([str(model), str(tmp_path / "good"), "--captions", str(captions_file(tmp_path))])
+    path = tmp_path / "good" / "vectors.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_items": 0}))
+    with pytest.raises(
+        CheckpointError, match=r"vectors\.json: not a description .* at least 1 as num_items$"
+    ):
+        main([str(model), str(tmp_path / "good"), "--search", "a dog"])
+
+
+def captions_file(folder: Path) -> Path:
+    path = folder / "captions.txt"
+    path.write_text("a dog\na cat\na cow\n")
+    return path
+
+
+@pytest.mark.parametrize("form", ["npy", "parquet"])
+def test_broken_parts_are_named(model, tmp_path, form):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    out = tmp_path / "vectors"
+    main([str(model), str(out), "--captions", str(captions_file(tmp_path)), *flags("--format", form)])
+    part = out / f"part-00000.{form}"
+    whole = part.read_bytes()
+    for content in (b"", b"not an array", whole[: len(whole) // 2], whole[:-7]):
+        part.write_bytes(content)
+        with pytest.raises(
+            CheckpointError, match=rf"parts that are broken: part-00000\.{form} \(.*embed again"
+        ):
+            main([str(model), str(out), "--search", "a dog"])
+
+
+def test_keys_that_do_not_belong_to_their_vectors_are_seen(model, tmp_path):
+    out = tmp_path / "vectors"
+    main([str(model), str(out), "--captions", str(captions_file(tmp_path)), *flags()])
+    names = json.loads((out / "part-00000.json").read_text())
+    for change in ({"keys": names["keys"][:2]}, {"captions": []}, {"keys": None}):
+        (out / "part-00000.json").write_text(json.dumps({**names, **change}))
+        with pytest.raises(CheckpointError, match="parts that are broken: part-00000"):
+            read_vectors(out)
+    (out / "part-00000.json").unlink()
+    with pytest.raises(CheckpointError, match="parts that are broken: part-00000"):
+        read_vectors(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,7 +11,14 @@ from safetensors.torch import load_file, save_file
 from navit_clip.errors import CheckpointError
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import train_tokenizer
-from navit_clip.weights import evaluated_tokens, load_model, resolve_model_folder, save_model, whole_folder
+from navit_clip.weights import (
+    load_model,
+    resolve_model_folder,
+    run_folder,
+    save_model,
+    usual_tokens,
+    whole_folder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +89,7 @@ def test_a_model_folder_is_replaced_whole(folder, tokenizer):
 
 def test_other_folders_are_not_overwritten(tmp_path, tokenizer):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(CheckpointError, match="found something else"):
+    with pytest.raises(CheckpointError, match=r"found thesis\.tex$"):
         save_model(small_model(), tokenizer, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
@@ -133,7 +142,19 @@ def test_a_path_may_be_a_run_a_checkpoint_or_a_model(tmp_path, tokenizer):
 def test_a_path_that_is_none_of_them_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         resolve_model_folder(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="found none of them"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/latest\), found an empty folder$"):
+        resolve_model_folder(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"found photo\.jpg$"):
+        resolve_model_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="found a file"):
+        resolve_model_folder(tmp_path / "photo.jpg")
+
+
+def test_a_run_that_has_no_checkpoint_yet_is_told_from_other_folders(tmp_path):
+    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match="a run that has no checkpoint yet"):
         resolve_model_folder(tmp_path)
 
 
@@ -149,9 +170,25 @@ def test_a_run_and_its_checkpoints_are_judged_at_one_number_of_tokens(tmp_path):
     model.mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("evaluation: {tokens_per_image: 64}\n")
     for place in (tmp_path / "run", model.parent, model):
-        assert evaluated_tokens(place) == 64
-    assert evaluated_tokens(tmp_path) is None
-    assert evaluated_tokens("open_clip:ViT-B-32") is None
+        assert run_folder(place) == tmp_path / "run"
+        assert usual_tokens(place) == 64
+    for place in (tmp_path, tmp_path / "run" / "imported", "open_clip:ViT-B-32"):
+        assert run_folder(place) is None
+        assert usual_tokens(place) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "tokens"),
+    [
+        ("processor_config.json", {"image_processor": {"max_num_patches": 64}}, 64),
+        ("preprocessor_config.json", {"max_num_patches": 1024}, 1024),
+        ("preprocessor_config.json", {"size": {"height": 384, "width": 384}}, None),
+        ("preprocessor_config.json", ["max_num_patches"], None),
+    ],
+)
+def test_a_folder_for_transformers_says_how_many_tokens(tmp_path, file, settings, tokens):
+    (tmp_path / file).write_text(json.dumps(settings))
+    assert usual_tokens(tmp_path) == tokens
 
 
 def test_a_model_that_was_being_replaced_when_killed_is_not_lost(tmp_path, folder):

@@ -5,7 +5,7 @@ The captions always include awkward ones: odd Unicode, white space, special toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,11 +17,14 @@ from omegaconf import OmegaConf
 from navit_clip.data.images import decode_image
 from navit_clip.data.samples import IMAGE_EXTENSIONS, read_samples
 from navit_clip.errors import DataError, ExportError, SampleError
+from navit_clip.weights import RUN_CONFIG_FILE, run_folder
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
 MAX_IMAGES = 20
 MAX_CAPTIONS = 100
+MAX_SAMPLES = 1000
+"""Of a run's shards, where so many of the first are bad."""
 GENERATED_SIZES = ((64, 64), (48, 200), (300, 90), (17, 23), (480, 640), (224, 224), (333, 500), (129, 65))
 CAPTIONS = (
     *("a photo of a dog.", "A red SQUARE, and 12 blue ones!", "", "  two  spaces ", "tab\tnew\nline", "▁ ▁▁"),
@@ -46,7 +49,7 @@ def find_examples(images: str | None, run: Path) -> Examples:
     Args:
         images: a folder of images or a pattern of shards; without one, the shards that the run's own
             config.yaml names, or where there are none, generated images.
-        run: the folder that was given to be exported.
+        run: the folder that was given to be exported: a run, or a checkpoint or model folder in one.
 
     Raises:
         ExportError: there are no images where the user says.
@@ -56,22 +59,35 @@ def find_examples(images: str | None, run: Path) -> Examples:
     return _of_run(run) or _generated()
 
 
-def _of_run(run: Path) -> Examples | None:
-    """Of the shards that the run's config names: those it was validated on, else those it was trained on."""
-    if not (run / "config.yaml").exists():
+def _of_run(path: Path) -> Examples | None:
+    """Of the shards that a run's config names: those it was validated on, else those it was trained on."""
+    run = run_folder(path)
+    if run is None:
         return None
-    config = OmegaConf.load(run / "config.yaml")
+    config = OmegaConf.load(run / RUN_CONFIG_FILE)
     for use, section in (("validation", "validation.data"), ("training", "data")):
         shards = list(OmegaConf.select(config, f"{section}.shards") or [])
         caption_key = OmegaConf.select(config, f"{section}.caption_key")
         try:
-            samples = list(islice(read_samples(shards, caption_key), MAX_CAPTIONS))
+            images, captions = _of_shards(shards, caption_key)
         except DataError:
             continue  # none, or moved since; what is verified on instead is said
-        captions = [caption for sample in samples for caption in sample.captions]
-        images = _decoded(sample.image for sample in samples)
-        return Examples(images, [*CAPTIONS, *captions][:MAX_CAPTIONS], f"of the run's {use} shards")
+        if images:
+            return Examples(images, [*CAPTIONS, *captions][:MAX_CAPTIONS], f"of the run's {use} shards")
     return None
+
+
+def _of_shards(shards: Sequence[str], caption_key: str | None) -> tuple[list[Picture], list[str]]:
+    """The first pictures and captions that are good, of so many samples at most."""
+    images: list[Picture] = []
+    captions: list[str] = []
+    for sample in islice(read_samples(shards, caption_key), MAX_SAMPLES):
+        captions += sample.captions
+        if len(images) < MAX_IMAGES:
+            images += _decoded([sample.image])
+        elif len(captions) >= MAX_CAPTIONS:
+            break
+    return images, captions
 
 
 def _generated() -> Examples:

@@ -17,10 +17,13 @@ from navit_clip.huggingface.reopening import verify
 from navit_clip.huggingface.run_facts import read_run_facts
 from navit_clip.huggingface.verification import Verification
 from navit_clip.weights import (
+    TOKENS_PER_IMAGE,
     LoadedModel,
-    evaluated_tokens,
     load_model,
     resolve_model_folder,
+    run_folder,
+    usual_tokens,
+    weights_hash,
     whole_folder,
 )
 
@@ -31,8 +34,6 @@ FORMATS = {
     "open_clip": (write_open_clip, verify_open_clip),
 }
 """What writes a folder, and what checks it."""
-TOKENS_PER_IMAGE = 256
-"""SigLIP 2's default, where neither the command line nor the run's evaluation says another."""
 
 
 def main(argv: list[str]) -> int:
@@ -44,16 +45,17 @@ def main(argv: list[str]) -> int:
         check_push(arguments.push)
     loaded = load_model(resolve_model_folder(arguments.run))
     examples = find_examples(arguments.images, arguments.run)
-    tokens_per_image = arguments.tokens_per_image or evaluated_tokens(arguments.run) or TOKENS_PER_IMAGE
+    tokens_per_image = arguments.tokens_per_image or usual_tokens(arguments.run) or TOKENS_PER_IMAGE
     with quiet_transformers():
         facts = CardFacts(
-            arguments.format,
-            arguments.tower,
-            arguments.folder.resolve().name,
-            f"hf-hub:{arguments.push}" if arguments.push else f"local-dir:{arguments.folder.resolve()}",
-            tokens_per_image,
-            arguments.license,
-            read_run_facts(arguments.run),
+            form=arguments.format,
+            tower=arguments.tower,
+            name=_name(arguments),
+            folder=arguments.folder,
+            repository=arguments.push,
+            tokens_per_image=tokens_per_image,
+            license=arguments.license,
+            run=read_run_facts(arguments.run, weights_hash(loaded.model)),
         )
         verification = export(loaded, arguments.folder, facts, examples)
     print(f"{arguments.folder}: opened again and compared with the trained model")
@@ -62,6 +64,13 @@ def main(argv: list[str]) -> int:
     if arguments.push is not None:
         print(f"  pushed to {push(arguments.folder, arguments.push, arguments.private)}")
     return 0
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    """What the card calls the model: as the hub does, else as its run is called."""
+    if arguments.push is not None:
+        return arguments.push.partition("/")[2]
+    return (run_folder(arguments.run) or arguments.folder.resolve()).name
 
 
 def export(loaded: LoadedModel, folder: Path, facts: CardFacts, examples: Examples) -> Verification:

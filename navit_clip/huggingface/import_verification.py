@@ -6,6 +6,7 @@ the one grid that it was trained at where it does not. Captions go through both 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import Siglip2Model, SiglipModel
 
 from navit_clip.batch import Captions, PackedImages, Patches, caption_identity
@@ -28,7 +30,7 @@ from navit_clip.weights import LoadedModel
 FIXED = (SiglipModel,)
 FLEXIBLE = (Siglip2Model, NavitSiglipModel)
 """transformers' models that take one grid, and those that take any."""
-GRIDS = ((1, 1), (1, 40), (7, 7), (11, 22), (20, 9))
+GRIDS = ((1, 1), (1, 40), (40, 1), (7, 7), (11, 22), (20, 9))
 
 
 def verify_import(loaded: LoadedModel, theirs: nn.Module, tokenizer: Any, exact: bool = True) -> Verification:
@@ -71,7 +73,7 @@ def _images(loaded: LoadedModel, theirs: nn.Module) -> list[Patches]:
     if isinstance(theirs, Siglip2Model):
         grids = (*GRIDS, (side, side))
     elif isinstance(theirs, NavitSiglipModel):
-        grids = [(1, 1), (1, side), (max(1, side // 2), side), (side, side)]
+        grids = [(1, 1), (1, side), (side, 1), (max(1, side // 2), side), (side, side)]
     sizes = [(rows * config.patch_size, columns * config.patch_size, 3) for rows, columns in grids]
     pictures = [noise.integers(0, 256, size, dtype=np.uint8) for size in sizes]
     return [cut_grid(picture, config.patch_size, grid) for picture, grid in zip(pictures, grids, strict=True)]
@@ -79,21 +81,31 @@ def _images(loaded: LoadedModel, theirs: nn.Module) -> list[Patches]:
 
 def _their_images(theirs: Any, images: Sequence[Patches], loaded: LoadedModel) -> Float[Tensor, "images dim"]:
     if type(theirs) in FLEXIBLE:
-        pooled = [
-            theirs.get_image_features(
-                pixel_values=(torch.from_numpy(image.pixels) / 127.5 - 1)[None],
-                pixel_attention_mask=torch.ones(1, len(image)),
-                spatial_shapes=torch.tensor([image.grid]),
-            ).pooler_output
-            for image in images
-        ]
-        return torch.cat(pooled)
+        return torch.cat([_their_vector(theirs, image) for image in images])
     squares = torch.stack([picture_of(image, loaded.model.config.image.patch_size) for image in images])
     if type(theirs) in FIXED:
         # Pixels that fill no patch, and that the convolution does not reach.
         rest: int = theirs.config.vision_config.image_size - squares.shape[-1]
         return theirs.vision_model(F.pad(squares, (0, rest, 0, rest))).pooler_output
     return theirs.encode_image(squares)
+
+
+def _their_vector(theirs: Any, image: Patches) -> Float[Tensor, "1 dim"]:
+    inputs = {
+        "pixel_values": (torch.from_numpy(image.pixels) / 127.5 - 1)[None],
+        "pixel_attention_mask": torch.ones(1, len(image)),
+        "spatial_shapes": torch.tensor([image.grid]),
+    }
+    if isinstance(theirs, Siglip2Model) and image.grid[1] == 1:
+        # Older versions of transformers resize positions by torch, which on a CPU repeats the first row in an
+        # image one column wide. So it is shown lying, on the transposed table: the positions are the same.
+        name = "embeddings.position_embedding.weight"
+        table = theirs.vision_model.get_parameter(name)
+        side = math.isqrt(len(table))
+        lying = {name: table.view(side, side, -1).transpose(0, 1).flatten(0, 1)}
+        inputs["spatial_shapes"] = inputs["spatial_shapes"].flip(-1)
+        return functional_call(theirs.vision_model, lying, kwargs=inputs).pooler_output
+    return theirs.get_image_features(**inputs).pooler_output
 
 
 def _their_captions(

@@ -36,7 +36,14 @@ from navit_clip.huggingface.quiet import quiet_transformers
 from navit_clip.huggingface.weight_files import missing_weights, read_json, read_weights
 from navit_clip.model import ClipConfig, TwoTowers
 from navit_clip.tokenizer import Cleaning, OpenClipTokenizer, PaddedTokenizer, Tokenizer, load_tokenizer
-from navit_clip.weights import LoadedModel, check_weights, save_model
+from navit_clip.weights import (
+    TOKENS_PER_IMAGE,
+    LoadedModel,
+    check_weights,
+    listing,
+    save_model,
+    usual_tokens,
+)
 
 CONFIG_FILE = "config.json"
 KINDS = {"siglip2": (Siglip2Config, Siglip2Model), "siglip": (SiglipConfig, SiglipModel)}
@@ -69,6 +76,12 @@ def main(argv: Sequence[str]) -> int:
     print(f"{arguments.out}: {_described(imported.loaded)}")
     for line in verification.lines("of noise, compared with the original"):
         print(f"  {line}")
+    tokens = native_tokens(arguments.folder, imported.loaded.model.config)
+    if tokens != TOKENS_PER_IMAGE:
+        print(
+            f"  images had at most {tokens} patches there; here they have {TOKENS_PER_IMAGE} unless "
+            f"tokens_per_image={tokens} is set"
+        )
     return 0
 
 
@@ -96,9 +109,27 @@ def import_folder(
     if not (folder / CONFIG_FILE).exists():
         raise CheckpointError(
             f"{folder}: expected a transformers folder ({CONFIG_FILE}) or an open_clip folder "
-            f"({open_clip_format.CONFIG_FILE}), found {_listing(folder)}"
+            f"({open_clip_format.CONFIG_FILE}), found {listing(folder)}"
         )
     return _import_transformers(folder, allow_pickle, captions)
+
+
+def native_tokens(folder: Path, config: ClipConfig) -> int:
+    """Patches of an image at most, as the folder's own library prepares it.
+
+    What its image processor says, or how many it has at the one size that an open_clip or SigLIP tower takes.
+
+    Args:
+        folder: what was imported.
+        config: of the imported model.
+    """
+    if tokens := usual_tokens(folder):
+        return tokens
+    if (folder / open_clip_format.CONFIG_FILE).exists():
+        side = read_json(folder / open_clip_format.CONFIG_FILE)["model_cfg"]["vision_cfg"].get("image_size")
+        if isinstance(side, int):
+            return (side // config.image.patch_size) ** 2
+    return config.image.position.table_side**2
 
 
 def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None) -> ImportedModel:
@@ -244,11 +275,6 @@ def _kept(own: Any) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         own.save_pretrained(folder)
         return load_tokenizer(folder)
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
 
 
 def _described(loaded: LoadedModel) -> str:

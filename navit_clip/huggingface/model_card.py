@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,28 +29,42 @@ KINDS = {
     "own": "as a transformers model with its own modelling file, which `trust_remote_code=True` lets run",
 }
 
+WORDS = {
+    "zeroshot_classification": "zero-shot classification",
+    "zeroshot_retrieval": "zero-shot retrieval",
+    "acc1": "top-1 accuracy",
+    "acc5": "top-5 accuracy",
+    "mean_per_class_recall": "mean recall of the classes",
+    "ece": "expected calibration error",
+    "nll": "negative log-likelihood",
+}
+"""Names of tasks and metrics in words."""
+
+NO_SHARES = ("nll",)
+"""Metrics that are no shares of a whole."""
+
 USAGE = {
     "both": """\
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, pipeline
 
-model = AutoModel.from_pretrained("FOLDER"TRUST).eval()
-processor = AutoProcessor.from_pretrained("FOLDER"TRUST)
+model = AutoModel.from_pretrained(folderTRUST).eval()
+processor = AutoProcessor.from_pretrained(folderTRUST)
 image = Image.open("photo.jpg").convert("RGB")
 inputs = processor(text=["a photo of a dog", "a photo of a cat"], images=image, return_tensors="pt")
 outputs = model(**inputs)
 print(outputs.image_embeds.shape, outputs.text_embeds.shape)  # unit vectors
 print(outputs.logits_per_image.sigmoid())  # how probable each pair is
 
-classify = pipeline("zero-shot-image-classification", model="FOLDER"TRUST)
+classify = pipeline("zero-shot-image-classification", model=folderTRUST)
 print(classify(image, candidate_labels=["dog", "cat"], hypothesis_template="a photo of a {}"))
 """,
     "image": """\
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-model = AutoModel.from_pretrained("FOLDER"TRUST).eval()
-processor = AutoImageProcessor.from_pretrained("FOLDER"TRUST)
+model = AutoModel.from_pretrained(folderTRUST).eval()
+processor = AutoImageProcessor.from_pretrained(folderTRUST)
 image = Image.open("photo.jpg").convert("RGB")
 outputs = model(**processor(images=image, return_tensors="pt"))
 print(outputs.pooler_output.shape)  # one vector an image; normalise it before comparing
@@ -58,8 +73,8 @@ print(outputs.last_hidden_state.shape)  # one vector a patch
     "text": """\
 from transformers import TEXT_CLASS, AutoTokenizer
 
-model = TEXT_CLASS.from_pretrained("FOLDER"TRUST).eval()
-tokenizer = AutoTokenizer.from_pretrained("FOLDER"TRUST)
+model = TEXT_CLASS.from_pretrained(folderTRUST).eval()
+tokenizer = AutoTokenizer.from_pretrained(folderTRUST)
 settings = {"padding": "max_length", "max_length": LENGTH, "truncation": True}
 inputs = tokenizer(["a photo of a dog", "a photo of a cat"], **settings, return_tensors="pt")
 print(model(**inputs).pooler_output.shape)  # one vector a caption; normalise it before comparing
@@ -73,9 +88,9 @@ import onnxruntime
 from PIL import Image
 from transformers import AutoImageProcessor
 
-processor = AutoImageProcessor.from_pretrained("FOLDER")
+processor = AutoImageProcessor.from_pretrained(folder)
 inputs = processor(images=Image.open("photo.jpg").convert("RGB"), return_tensors="np")
-session = onnxruntime.InferenceSession("FOLDER/image.onnx")
+session = onnxruntime.InferenceSession(f"{folder}/image.onnx")
 kinds = {"pixel_values": "float32", "pixel_attention_mask": "int64", "spatial_shapes": "int64"}
 feed = {name: inputs[name].astype(kind) for name, kind in kinds.items()}
 print(session.run(None, feed)[0].shape)  # a unit vector an image
@@ -85,10 +100,10 @@ import numpy as np
 import onnxruntime
 from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained(folder)
 settings = {"padding": "max_length", "max_length": LENGTH, "truncation": True, "return_attention_mask": True}
 inputs = tokenizer(["a photo of a dog", "a photo of a cat"], **settings, return_tensors="np")
-session = onnxruntime.InferenceSession("FOLDER/text.onnx")
+session = onnxruntime.InferenceSession(f"{folder}/text.onnx")
 feed = {name: inputs[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
 print(session.run(None, feed)[0].shape)  # a unit vector a caption
 """,
@@ -100,8 +115,8 @@ import open_clip
 import torch
 from PIL import Image
 
-model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
-tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+model, _, transform = open_clip.create_model_and_transforms(folder)
+tokenizer = open_clip.get_tokenizer(folder)
 model.eval()
 image = transform(Image.open("photo.jpg"))[None]
 with torch.no_grad():
@@ -120,14 +135,21 @@ class CardFacts(NamedTuple):
     """The format: siglip2, own, onnx or open_clip."""
     tower: TowerName
     name: str
-    """Of the folder, as the snippet is to name it."""
-    address: str
-    """Where it will be, as open_clip and timm say it: local-dir:PATH or hf-hub:OWNER/MODEL."""
+    """Of the model, for the title."""
+    folder: Path
+    """Where it will be, as the user says it."""
+    repository: str | None
+    """Its name on the hub, where it is pushed."""
     tokens_per_image: int
     """The image processor's default."""
     license: str | None
     """As the hub names licences."""
     run: RunFacts
+
+    @property
+    def address(self) -> str:
+        """Where it will be, as open_clip and timm say it: local-dir:PATH or hf-hub:OWNER/MODEL."""
+        return f"hf-hub:{self.repository}" if self.repository else f"local-dir:{self.folder.resolve()}"
 
 
 def model_card(config: ClipConfig, facts: CardFacts, verification: Verification) -> str:
@@ -160,20 +182,32 @@ def has_card(folder: Path) -> bool:
 
 
 def _usage(config: ClipConfig, facts: CardFacts) -> str:
+    """The snippet: what it imports, where the model is, what to do with it."""
+    tower = facts.tower
     if facts.form == "open_clip":
-        return OPEN_CLIP_USAGE.replace("FOLDER", facts.name)
-    if facts.form == "onnx":
-        towers = ("image", "text") if facts.tower == "both" else (facts.tower,)
-        snippet = "\n".join(ONNX_USAGE[tower] for tower in towers)
-        return snippet.replace("FOLDER", facts.name).replace("LENGTH", str(config.text.context_length))
-    own = facts.form == "own"
-    text_class = "AutoModel" if own else "Siglip2TextModel"
-    snippet = USAGE[facts.tower]
-    if facts.tower == "text":
+        snippet = OPEN_CLIP_USAGE
+    elif facts.form == "onnx":
+        snippet = "\n".join(ONNX_USAGE[name] for name in (("image", "text") if tower == "both" else (tower,)))
+    else:
+        own = facts.form == "own"
+        text_class = "AutoModel" if own else "Siglip2TextModel"
         names = ", ".join(sorted([text_class, "AutoTokenizer"]))
-        snippet = snippet.replace("TEXT_CLASS, AutoTokenizer", names).replace("TEXT_CLASS", text_class)
-    snippet = snippet.replace("TRUST", ", trust_remote_code=True" if own else "")
-    return snippet.replace("FOLDER", facts.name).replace("LENGTH", str(config.text.context_length))
+        snippet = USAGE[tower].replace("TEXT_CLASS, AutoTokenizer", names).replace("TEXT_CLASS", text_class)
+        snippet = snippet.replace("TRUST", ", trust_remote_code=True" if own else "")
+    imports, _, rest = snippet.partition("\n\n")
+    if facts.form == "onnx" and facts.repository:
+        imports = f"import huggingface_hub\n{imports}"
+    return f"{imports}\n\n{_place(facts)}\n{rest}".replace("LENGTH", str(config.text.context_length))
+
+
+def _place(facts: CardFacts) -> str:
+    """The line of the snippet that says where the model is."""
+    here = "  # where this folder is"
+    if facts.form == "open_clip":
+        return f'folder = "{facts.address}"' + ("" if facts.repository else here)
+    if facts.repository and facts.form == "onnx":
+        return f'folder = huggingface_hub.snapshot_download("{facts.repository}")'
+    return f'folder = "{facts.repository}"' if facts.repository else f'folder = "{facts.folder}"{here}'
 
 
 def _architecture(config: ClipConfig, tower: TowerName) -> str:
@@ -225,6 +259,8 @@ def _open_clip_notes(config: ClipConfig, facts: CardFacts) -> list[str]:
         f"- The transform makes every image a square of {side} pixels. Training kept the images' own shapes, "
         f"and the tower takes batches of any one shape in whole patches of {patch_size} pixels.",
         "- The tokenizer cleans captions as its settings say: white space and broken Unicode at the least.",
+        "- The folder's `open_clip_config.json` says where it lies (`timm_model_name`, `hf_tokenizer_name`), "
+        "since open_clip and timm look there: whoever moves it changes those.",
     ]
 
 
@@ -239,19 +275,54 @@ def _training(run: RunFacts) -> str:
 
 def _evaluation(results: list[dict[str, Any]]) -> str:
     if not results:
-        return "No evaluation is in the run's folder."
+        return "No evaluation of these weights is in the run's folder."
     rows = [
-        f"| {Path(str(record['dataset'])).name} | {record['task']} | "
-        + ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
-        + f" | {record.get('num_samples', '')} | {record.get('tokens_per_image', '')} |"
+        f"| {Path(str(record['dataset'])).name} | {_words(record['task'])} | {_words(name)} | "
+        f"{_figure(name, value)} | {_interval(name, record)} | {_chance(name, record)} | "
+        f"{_number_judged(record)} | {record['tokens_per_image']} |"
         for record in results
+        for name, value in record["metrics"].items()
     ]
-    heading = ["| data set | task | metrics | images | tokens an image |", "|---|---|---|---|---|"]
+    heading = ["| data set | task | metric | score | 95 % interval | chance | images | patches an image |"]
+    scoring = {
+        _words(record["task"]): record["protocol"]["scoring"]
+        for record in results
+        if record.get("protocol", {}).get("scoring")
+    }
     protocol = (
         "Zero-shot, by `navit-clip eval`: every image at its own aspect ratio, class names in the data set's "
         "prompts, cosine similarity of the unit vectors."
     )
-    return "\n".join([*heading, *rows, "", protocol])
+    rules = [f"- {task}: {rule}" for task, rule in scoring.items()]
+    return "\n".join(
+        [*heading, "|---|---|---|---|---|---|---|---|", *rows, "", protocol, "", *rules]
+    ).rstrip()
+
+
+def _words(name: str) -> str:
+    """The name of a task or metric for people."""
+    kind, _, k = name.partition("@")
+    if k:
+        return f"{kind.removesuffix('_recall').replace('_', ' ')}, recall@{k}"
+    return WORDS.get(name, name.replace("_", " "))
+
+
+def _figure(metric: str, value: float) -> str:
+    return f"{value:.3f}" if metric in NO_SHARES else f"{value:.1%}"
+
+
+def _interval(metric: str, record: Mapping[str, Any]) -> str:
+    interval = record.get("intervals", {}).get(metric)
+    return " to ".join(_figure(metric, end) for end in interval) if interval else ""
+
+
+def _chance(metric: str, record: Mapping[str, Any]) -> str:
+    chance = record.get("chance", {}).get(metric)
+    return "" if chance is None else _figure(metric, chance)
+
+
+def _number_judged(record: Mapping[str, Any]) -> str:
+    return f"{record['num_samples']:,}" + ("" if record.get("complete", True) else " (not all)")
 
 
 def _verified(tower: TowerName, verification: Verification) -> str:

@@ -1,16 +1,21 @@
 """What a run's folder says of how its model was trained and how well it did, for a model card.
 
-A model folder alone says nothing, and then the card says so.
+Of evaluations those of the exported weights count, and no others: a run may have gone on since. A model
+folder outside a run says nothing of its training, and then the card says so.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from navit_clip.weights import RUN_CONFIG_FILE, resolve_model_folder, run_folder
 
 RECIPE = {
     "pairs": "image-text pairs seen",
@@ -29,6 +34,15 @@ RECIPE = {
 """Settings of a run that a card names, and in which words."""
 
 
+OF_KIND = {
+    "constant": ("rate", "schedule"),
+    "beta": ("rate", "max_rate", "schedule"),
+    "by_length": ("short_rate", "long_rate", "deviation"),
+    "cosine": ("warmup_pairs", "final_share"),
+}
+"""What a kind of dropping or schedule goes by; a config has the settings of the other kinds, too."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunFacts:
     """Rows of a card's tables."""
@@ -41,31 +55,50 @@ class RunFacts:
     """Records of evaluations: dataset, task, metrics, tokens_per_image, num_samples."""
 
 
-def read_run_facts(run: Path) -> RunFacts:
-    """Facts of a run folder; empty for a folder of another kind."""
-    path = run / "config.yaml"
-    config = OmegaConf.load(path) if path.exists() else OmegaConf.create()
-    settings = {words: OmegaConf.select(config, key) for key, words in RECIPE.items()}
-    recipe = [(words, _shown(value)) for words, value in settings.items() if value is not None]
+def read_run_facts(path: Path, weights: str) -> RunFacts:
+    """Facts of the run that a path is or lies in, and what the model there was found to do.
+
+    Args:
+        path: a run, checkpoint or model folder.
+        weights: hash of the model's weights.
+    """
+    run = run_folder(path)
+    config = OmegaConf.load(run / RUN_CONFIG_FILE) if run else OmegaConf.create()
+    settings = {words: _shown(OmegaConf.select(config, key)) for key, words in RECIPE.items()}
+    recipe = [(words, shown) for words, shown in settings.items() if shown]
     shards = [str(pattern) for pattern in OmegaConf.select(config, "data.shards") or []]
-    return RunFacts(recipe, shards, _results(run))
+    during = list(_during(run, path)) if run else []
+    places = dict.fromkeys(place for place in (run, path.absolute()) if place)
+    afterwards = [record for place in places for record in _afterwards(place, weights)]
+    newest = {(row["dataset"], row["task"], row["tokens_per_image"]): row for row in [*during, *afterwards]}
+    return RunFacts(recipe, shards, list(newest.values()))
 
 
-def _results(run: Path) -> list[dict[str, Any]]:
-    """The newest of each data set and task: during the run, and by `navit-clip eval` afterwards."""
+def _during(run: Path, path: Path) -> Iterator[dict[str, Any]]:
+    """What evaluation during the run found at the step of this checkpoint."""
+    step = re.fullmatch(r"step-0*(\d+)", resolve_model_folder(path).parent.name)
     metrics = run / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    during = [row for row in map(json.loads, lines) if "dataset" in row and "metrics" in row]
-    files = sorted((run / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    afterwards = [
-        record for record in (json.loads(path.read_text()) for path in files) if "metrics" in record
-    ]
-    return list({(row["dataset"], row["task"]): row for row in [*during, *afterwards]}.values())
+    for line in metrics.read_text().splitlines() if step and metrics.exists() else []:
+        row = json.loads(line)
+        if "dataset" in row and "metrics" in row and str(row.get("step")) == step[1]:
+            yield row
+
+
+def _afterwards(folder: Path, weights: str) -> Iterator[dict[str, Any]]:
+    """What `navit-clip eval` found of these weights."""
+    files = sorted((folder / "eval").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record.get("weights") == weights:
+                yield record
 
 
 def _shown(value: Any) -> str:
+    """A setting in words; what is off, empty or of another kind says nothing."""
     if not isinstance(value, DictConfig):
-        return str(value)
-    return ", ".join(
-        f"{name} {_shown(part)}" for name, part in value.items() if part not in (None, "", [], {})
-    )
+        return "" if value is None else str(value)
+    kind = value.get("kind")
+    names = [name for name in value if name in OF_KIND.get(kind, value) and name != "kind"]
+    parts = [f"{str(name).replace('_', ' ')} {_shown(value[name])}" for name in names if value[name]]
+    return ", ".join([*([str(kind).replace("_", " ")] if kind else []), *parts])

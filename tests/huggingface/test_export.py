@@ -15,11 +15,12 @@ from PIL import Image
 from navit_clip.batch import PackedImages
 from navit_clip.data import image_patches
 from navit_clip.errors import CheckpointError, ConfigError, ExportError
+from navit_clip.huggingface.examples import find_examples
 from navit_clip.huggingface.export import main
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
 from navit_clip.weights import load_model, save_model
-from tests.data_builders import encode_image, noise_picture, write_pairs
+from tests.data_builders import encode_image, noise_picture, pair, write_pairs, write_shard
 from tests.packs import pack_captions, patches_of_pixels
 
 PATCH_SIZE = 4
@@ -192,6 +193,30 @@ def test_the_export_says_what_it_compared(run, tmp_path, capsys):
     assert printed.err == ""
 
 
+def test_a_checkpoint_is_verified_on_what_its_run_has(run, tmp_path, capsys):
+    for place in (run / "checkpoints" / "step-00000001", run / "checkpoints" / "step-00000001" / "model"):
+        main([str(place), str(tmp_path / "out"), "--tower", "image"])
+        assert "12 images of the run's validation shards" in capsys.readouterr().out
+        settings = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+        assert settings["max_num_patches"] == TOKENS_PER_IMAGE
+
+
+def test_broken_samples_come_before_good_ones(tmp_path):
+    broken = [{**pair(f"broken{number}", number), "png": b"nothing"} for number in range(120)]
+    good = [pair(f"good{number}", number) for number in range(25)]
+    write_shard(tmp_path / "a.tar", [*broken, *good])
+    write_shard(tmp_path / "b.tar", broken)
+    for shard, source, number in (
+        ("a.tar", "of the run's validation shards", 20),
+        ("b.tar", "of generated", 8),
+    ):
+        settings = {"validation": {"data": {"shards": [str(tmp_path / shard)], "caption_key": "txt"}}}
+        (tmp_path / "config.yaml").write_text(json.dumps(settings))
+        examples = find_examples(None, tmp_path)
+        assert examples.source.startswith(source)
+        assert len(examples.images) == number
+
+
 def test_without_data_the_images_are_generated_and_it_says_so(tokenizer, tmp_path, capsys):
     save_model(trained("grid"), tokenizer, tmp_path / "model")
     main([str(tmp_path / "model"), str(tmp_path / "out")])
@@ -299,7 +324,7 @@ def test_what_else_is_in_the_way_is_left_alone(run, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     for folder in (str(tmp_path), "."):
-        with pytest.raises(CheckpointError, match="found something else"):
+        with pytest.raises(CheckpointError, match=r"found README\.md, config\.json$"):
             main([str(run), folder])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json"]
 

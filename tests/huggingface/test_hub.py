@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,30 +12,56 @@ from huggingface_hub import ModelCard
 from navit_clip.errors import CheckpointError, ExportError
 from navit_clip.huggingface.export import main as export
 from navit_clip.huggingface.hub import PATTERNS, fetch, push
+from navit_clip.huggingface.model_card import CardFacts, model_card
+from navit_clip.huggingface.run_facts import RunFacts, read_run_facts
+from navit_clip.huggingface.verification import Verification
 from navit_clip.tokenizer import train_tokenizer
-from navit_clip.weights import save_model
+from navit_clip.weights import load_model, save_model, weights_hash
 from tests.huggingface.test_export import CAPTIONS, trained
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run with a recipe, evaluations during it and one afterwards."""
-    folder = tmp_path_factory.mktemp("run")
-    save_model(trained(), train_tokenizer(CAPTIONS * 2, 600), folder / "checkpoints" / "step-1" / "model")
-    (folder / "checkpoints" / "latest").write_text("step-1")
+    """A run with a recipe, evaluations during it and afterwards, of this checkpoint and of an earlier one."""
+    folder = tmp_path_factory.mktemp("runs") / "pets-s16"
+    model = folder / "checkpoints" / "step-00000020" / "model"
+    save_model(trained(), train_tokenizer(CAPTIONS * 2, 600), model)
+    (folder / "checkpoints" / "latest").write_text("step-00000020")
     settings = {
         "pairs": 1000,
         "seed": 3,
-        "data": {"shards": ["/somewhere/cc3m-{000..331}.tar"], "resolution": {"min_side": 64}},
+        "init_from": {"image": "", "text": "", "weight_decay": False},
+        "data": {
+            "shards": ["/somewhere/cc3m-{000..331}.tar"],
+            "resolution": {"kind": "native", "min_side": 64, "same_in_batch": False},
+            "drop": {"kind": "constant", "rate": 0.5, "max_rate": 0.9, "schedule": None},
+        },
         "optimizer": {"learning_rate": 0.001},
+        "schedule": {"kind": "cosine", "warmup_pairs": 10, "timescale_pairs": 1000000},
     }
     (folder / "config.yaml").write_text(json.dumps(settings))
     row = {"dataset": "stamps", "task": "zeroshot_retrieval", "num_samples": 87, "tokens_per_image": 256}
-    rows = [{**row, "metrics": {"recall@1": value}} for value in (0.25, 0.5)]
+    rows = [
+        {**row, "step": step, "metrics": {"image_retrieval_recall@1": value}, "chance": {}}
+        for step, value in ((10, 0.25), (20, 0.5))
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"loss": 3.0}, *rows])))
     (folder / "eval").mkdir()
-    record = {"dataset": "/data/pets", "task": "zeroshot_classification", "metrics": {"acc1": 0.75}}
-    (folder / "eval" / "pets.json").write_text(json.dumps(record))
+    record = {
+        **row,
+        "dataset": "/data/pets",
+        "task": "zeroshot_classification",
+        "num_samples": 1234,
+        "metrics": {"acc1": 0.75, "nll": 1.4471},
+        "intervals": {"acc1": [0.71, 0.7849]},
+        "chance": {"acc1": 0.027},
+        "protocol": {"scoring": "the class whose prompts fit best"},
+        "weights": weights_hash(load_model(model).model),
+        "complete": False,
+    }
+    earlier = {**record, "metrics": {"acc1": 0.99}, "weights": "of an earlier checkpoint"}
+    lines = [record, earlier]
+    (folder / "eval" / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -46,15 +73,64 @@ def test_a_card_says_how_the_model_was_trained_and_judged(run, tmp_path):
     assert header["library_name"] == "transformers"
     assert header["pipeline_tag"] == "zero-shot-image-classification"
     for line in (
+        "# pets-s16\n",
+        f'folder = "{tmp_path / "out"}"  # where this folder is',
+        "model = AutoModel.from_pretrained(folder).eval()",
         "| image-text pairs seen | 1000 |",
-        "| image sides drawn (pixels) | min_side 64 |",
+        "| image sides drawn (pixels) | native, min side 64 |",
+        "| patches dropped | constant, rate 0.5 |",
+        "| schedule | cosine, warmup pairs 10 |",
         "| peak learning rate | 0.001 |",
         "Data: `cc3m-{000..331}.tar`.",
-        "| stamps | zeroshot_retrieval | recall@1 0.5 | 87 | 256 |",
-        "| pets | zeroshot_classification | acc1 0.75 |",
+        "| stamps | zero-shot retrieval | image retrieval, recall@1 | 50.0% |  |  | 87 | 256 |",
+        "| pets | zero-shot classification | top-1 accuracy | 75.0% | 71.0% to 78.5% | 2.7% | "
+        "1,234 (not all) | 256 |",
+        "| pets | zero-shot classification | negative log-likelihood | 1.447 |  |  | 1,234 (not all) | 256 |",
+        "- zero-shot classification: the class whose prompts fit best",
     ):
         assert line in card.text
-    assert "/somewhere" not in card.text
+    for line in ("/somewhere", "99.0%", "25.0%", "towers started from", "zeroshot_"):
+        assert line not in card.text
+
+
+def test_the_newest_result_of_a_protocol_counts(run, tmp_path):
+    record = {"dataset": "stamps", "task": "zeroshot_retrieval", "num_samples": 87, "tokens_per_image": 256}
+    weights = weights_hash(load_model(run / "checkpoints" / "step-00000020" / "model").model)
+    lines = [
+        {**record, "metrics": {"image_retrieval_recall@1": 0.6}, "weights": weights},
+        {**record, "metrics": {"image_retrieval_recall@1": 0.4}, "weights": weights, "tokens_per_image": 64},
+    ]
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "eval" / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = read_run_facts(copy, weights).results
+    found = {(row["tokens_per_image"], row["metrics"]["image_retrieval_recall@1"]) for row in results}
+    assert found == {(256, 0.6), (64, 0.4)}
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ("siglip2", 'folder = "me/small"\n'),
+        ("onnx", 'folder = huggingface_hub.snapshot_download("me/small")\n'),
+        ("open_clip", 'folder = "hf-hub:me/small"\n'),
+    ],
+)
+def test_the_card_of_a_pushed_model_names_its_repository(form, line):
+    facts = CardFacts(
+        form=form,
+        tower="both",
+        name="small",
+        folder=Path("runs/small/export"),
+        repository="me/small",
+        tokens_per_image=256,
+        license=None,
+        run=RunFacts([], [], []),
+    )
+    card = model_card(trained().config, facts, Verification(1, 0.0, 1, 0.0))
+    assert line in card
+    assert "runs/small" not in card
+    compile(card.split("```python\n")[1].split("```")[0], "snippet", "exec")
 
 
 def test_a_push_without_a_network_says_so_and_leaves_the_folder(run, tmp_path):

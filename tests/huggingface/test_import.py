@@ -10,13 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from navit_clip.batch import PackedImages, Patches
 from navit_clip.cli import main as command
 from navit_clip.data.patches import cut_grid
 from navit_clip.errors import CheckpointError
 from navit_clip.huggingface.export import main as export
+from navit_clip.huggingface.import_verification import verify_import
 from navit_clip.huggingface.importing import import_folder, main
+from navit_clip.model.position_tables import GridPositions
 from navit_clip.tokenizer import PaddedTokenizer
 from navit_clip.weights import load_model
 from tests.data_builders import noise_picture
@@ -44,7 +47,7 @@ def test_siglip2_comes_in_with_padded_captions(tmp_path, capsys):
     assert command(["import", str(tmp_path / "google"), str(tmp_path / "ours")]) == 0
     printed = capsys.readouterr().out
     assert "captions padded to 64 tokens" in printed
-    assert "6 images of noise, compared with the original: unit vectors at most" in printed
+    assert "7 images of noise, compared with the original: unit vectors at most" in printed
     model, tokenizer = load_model(tmp_path / "ours")
     images = noise_images(GRIDS, patch_size=4)
     expected = [
@@ -67,6 +70,32 @@ def test_siglip2_comes_in_with_padded_captions(tmp_path, capsys):
     of_captions = model.encode_captions(pack_captions(ids))
     expected = theirs.text_model(torch.tensor(ids)).pooler_output
     torch.testing.assert_close(of_captions, F.normalize(expected, dim=-1), atol=1e-5, rtol=0)
+
+
+def by_torch(table, spatial_shapes, max_length):
+    """The positions of one image as older versions of transformers resize them."""
+    (grid,) = spatial_shapes.tolist()
+    resized = F.interpolate(table.permute(2, 0, 1)[None], size=grid, mode="bilinear", antialias=True)
+    return resized.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_images_one_column_wide_are_verified_too(tmp_path, monkeypatch, older):
+    """By transformers' positions of the same image lying: older versions have none of it that are right."""
+    siglip2_folder(tmp_path / "google")
+    if older:
+        monkeypatch.setattr(Siglip2VisionEmbeddings, "resize_positional_embeddings", staticmethod(by_torch))
+    imported = import_folder(tmp_path / "google")
+    verify_import(*imported)
+    original = GridPositions.forward
+
+    def wrong_in_one_column(self, images, image_index):
+        one_column = (images.grid[image_index, 1] == 1) & (images.grid[image_index, 0] > 1)
+        return original(self, images, image_index) * (1 - one_column[:, None].float())
+
+    monkeypatch.setattr(GridPositions, "forward", wrong_in_one_column)
+    with pytest.raises(CheckpointError, match="embeddings of images differ"):
+        verify_import(*imported)
 
 
 @pytest.mark.parametrize("image_size", [24, 26])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import open_clip
 import pytest
@@ -10,10 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from navit_clip.config import load_config
 from navit_clip.errors import ExportError
 from navit_clip.huggingface.export import main as export
 from navit_clip.huggingface.importing import main as import_model
 from navit_clip.huggingface.open_clip_folder import TRUNKS
+from navit_clip.model import TwoTowers
 from navit_clip.tokenizer import PaddedTokenizer, load_tokenizer, train_tokenizer
 from navit_clip.weights import load_model, save_model
 from tests.data_builders import noise_picture
@@ -132,6 +136,23 @@ def test_what_open_clip_lacks_is_listed(tmp_path):
     ):
         assert line in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_of_the_docs_is_of_a_model_that_may_leave(root, tmp_path):
+    """Its settings on the config that it names, and its export."""
+    from training.config import RunConfig  # imports DeepSpeed
+
+    blocks = re.findall(r"((?:^    .*\n)+)", (root / "docs" / "export.md").read_text(), re.M)
+    recipe = next(block for block in blocks if "tokenizer=open_clip" in block)
+    train, exporting = recipe.replace("\\\n", " ").splitlines()
+    _, _, path, *settings = shlex.split(train)
+    config = load_config(RunConfig, root / path, settings)
+    tokenizer = load_tokenizer(config.tokenizer)
+    assert tokenizer.vocab_size <= config.model.text.vocab_size
+    save_model(TwoTowers(config.model), tokenizer, tmp_path / config.folder)
+    _, _, run, out, *options = shlex.split(exporting)
+    assert run == config.folder
+    assert export([str(tmp_path / run), str(tmp_path / out), *options]) == 0
 
 
 def test_weights_are_float32_safetensors(tmp_path):

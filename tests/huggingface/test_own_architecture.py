@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -147,6 +147,110 @@ def test_every_text_tower_padded_either_side_and_packed(text, implementation):
         )
     row = theirs.get_text_features(packed.ids.long()[None], cu_seqlens=packed.offsets.long())
     torch.testing.assert_close(row.pooler_output, expected, atol=1e-5, rtol=1e-5)
+
+
+class FlashCalls:
+    """flash-attn's two functions, in plain torch: what they were given, and what they should give."""
+
+    def __init__(self):
+        self.packs: list[tuple[list[int], int, bool]] = []
+        """Of each call on a pack: offsets, longest, causal."""
+        self.dense = 0
+
+    def varlen(
+        self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0,
+        softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, deterministic=False,
+    ):  # fmt: skip
+        """Its documented contract: [tokens, heads, head_dim], int32 offsets from 0 to the total."""
+        assert cu_seqlens_q.dtype == torch.int32
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+        assert q.shape == k.shape == v.shape
+        offsets = cu_seqlens_q.tolist()
+        assert (offsets[0], offsets[-1]) == (0, len(q))
+        assert max_seqlen_q == max_seqlen_k == cu_seqlens_q.diff().max()
+        assert (dropout_p, softmax_scale) == (0.0, q.shape[-1] ** -0.5)
+        self.packs.append((offsets, int(max_seqlen_q), causal))
+        parts = [
+            F.scaled_dot_product_attention(
+                *(part[start:end].transpose(0, 1) for part in (q, k, v)), is_causal=causal
+            )
+            for start, end in pairwise(offsets)
+        ]
+        return torch.cat([part.transpose(0, 1) for part in parts])
+
+    def whole(self, q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, deterministic=False):
+        """[rows, tokens, heads, head_dim], all of them real."""
+        self.dense += 1
+        parts = (part.transpose(1, 2) for part in (q, k, v))
+        return F.scaled_dot_product_attention(*parts, is_causal=causal).transpose(1, 2)
+
+
+@pytest.fixture
+def flash(monkeypatch) -> FlashCalls:
+    """transformers' flash attention as it is, up to the kernels, which need a GPU."""
+    from transformers import modeling_flash_attention_utils as theirs
+
+    calls = FlashCalls()
+    functions = {
+        "_loaded_implementation": "flash_attention_2",
+        "_flash_fn": calls.whole,
+        "_flash_varlen_fn": calls.varlen,
+        "_pad_fn": theirs._pad_input,
+        "_unpad_fn": theirs._unpad_input,
+        "_process_flash_kwargs_fn": theirs._lazy_define_process_function(calls.varlen),
+    }
+    for name, function in functions.items():
+        monkeypatch.setattr(theirs, name, function)
+    return calls
+
+
+def with_flash(model: TwoTowers) -> NavitSiglipModel:
+    theirs = remote(model)
+    for config in (theirs.config, theirs.config.vision_config, theirs.config.text_config):
+        config._attn_implementation_internal = "flash_attention_2"
+    assert theirs.image.transformer.config._attn_implementation == "flash_attention_2"
+    return theirs
+
+
+@pytest.mark.parametrize("position", [ONE_OF_EACH_KIND[0], ("rope", "fractional", "sum")], ids="-".join)
+@torch.no_grad()
+def test_images_reach_flash_attention_packed(position, flash):
+    model = built(position)
+    theirs = with_flash(model)
+    images = pack(noise_images(GRIDS, patch_size=4))
+    expected = model.image(images)
+    pixels = (images.patches / 127.5 - 1)[None]
+    packed = theirs.get_image_features(pixels, images.grid.long(), cu_seqlens=images.offsets.long())
+    torch.testing.assert_close(packed.pooler_output, expected, atol=1e-5, rtol=1e-5)
+    as_it_is = (images.offsets.tolist(), 144, False)
+    assert flash.packs == [as_it_is] * 2  # a call for each block, of no other lengths
+    padded = theirs.get_image_features(**padded_images(images)).pooler_output
+    torch.testing.assert_close(padded, expected, atol=1e-5, rtol=1e-5)
+    assert flash.packs == [as_it_is] * 4  # padding was taken out first
+    assert not flash.dense
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=str)
+@torch.no_grad()
+def test_captions_reach_flash_attention_packed(text, flash):
+    model = built(ONE_OF_EACH_KIND[0], **text)
+    theirs = with_flash(model)
+    captions = noise_captions(LENGTHS, 600)
+    packed = pack_captions(captions)
+    expected = model.text(packed)
+    row = theirs.get_text_features(packed.ids.long()[None], cu_seqlens=packed.offsets.long())
+    torch.testing.assert_close(row.pooler_output, expected, atol=1e-5, rtol=1e-5)
+    as_it_is = (packed.offsets.tolist(), 64, bool(text.get("causal")))
+    assert flash.packs == [as_it_is] * 2
+    for side in ("left", "right"):
+        inputs = padded_captions(captions, side, model.config.text.context_length)
+        theirs_of = theirs.get_text_features(**inputs).pooler_output
+        torch.testing.assert_close(theirs_of, expected, atol=1e-5, rtol=1e-5)
+    assert flash.packs == [as_it_is] * 6
+    of_one_length = theirs.get_text_features(torch.full((3, 9), 7)).pooler_output
+    same = remote(model).get_text_features(torch.full((3, 9), 7)).pooler_output
+    torch.testing.assert_close(of_one_length, same, atol=1e-5, rtol=1e-5)
+    assert flash.dense == 2
 
 
 def test_every_setting_comes_back():
