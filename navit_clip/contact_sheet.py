@@ -62,8 +62,9 @@ def in_two(line: str, font: Font, width: int) -> list[str]:
         first -= 1
     if first == len(line):
         return [line]
-    cut = max(line.rfind(mark, 0, first) for mark in " /") + 1
-    first = cut if cut > first // 2 else first
+    cut = max(line.rfind(mark, 0, first) for mark in " /_-") + 1
+    if font.getlength(line[cut:]) <= width:  # else every letter's place is needed
+        first = cut
     return [line[:first].rstrip(), shortened(line[first:], font, width)]
 
 

@@ -222,7 +222,8 @@ def test_lines_under_pictures_are_whole_where_two_lines_are_enough():
         assert "".join(parts).replace(" ", "") == line.replace(" ", "")
         assert len(parts) == 1 + (font.getlength(line) > 192)
         assert all(font.getlength(part) <= 192 for part in parts)
-    assert in_two("12. shard-00017/000170034_de0f59770f", font, 192)[0] == "12. shard-00017/"
+    assert in_two("2. stamps-test/food_fruit_cartoon_strawberry", font, 192)[1] == "cartoon_strawberry"
+    assert in_two("12. shard-00017/000170034_de0f59770f", font, 192)[0] == "12. shard-00017/000170034_"
     *_, last = in_two("W" * 200 + ".png", font, 192)
     assert last.endswith(".png")
     assert font.getlength(last) <= 192

@@ -91,12 +91,12 @@ def _their_images(theirs: Any, images: Sequence[Patches], loaded: LoadedModel) -
 
 
 def _their_vector(theirs: Any, image: Patches) -> Float[Tensor, "1 dim"]:
-    inputs = {
+    inputs: dict[str, Any] = {
         "pixel_values": (torch.from_numpy(image.pixels) / 127.5 - 1)[None],
         "pixel_attention_mask": torch.ones(1, len(image)),
         "spatial_shapes": torch.tensor([image.grid]),
     }
-    if isinstance(theirs, Siglip2Model) and image.grid[1] == 1:
+    if type(theirs) is Siglip2Model and image.grid[1] == 1:
         # Older versions of transformers resize positions by torch, which on a CPU repeats the first row in an
         # image one column wide. So it is shown lying, on the transposed table: the positions are the same.
         name = "embeddings.position_embedding.weight"
@@ -105,7 +105,8 @@ def _their_vector(theirs: Any, image: Patches) -> Float[Tensor, "1 dim"]:
         lying = {name: table.view(side, side, -1).transpose(0, 1).flatten(0, 1)}
         inputs["spatial_shapes"] = inputs["spatial_shapes"].flip(-1)
         return functional_call(theirs.vision_model, lying, kwargs=inputs).pooler_output
-    return theirs.get_image_features(**inputs).pooler_output
+    features: Any = theirs.get_image_features(**inputs)
+    return features.pooler_output
 
 
 def _their_captions(

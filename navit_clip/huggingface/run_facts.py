@@ -78,7 +78,9 @@ def _during(run: Path, path: Path) -> Iterator[dict[str, Any]]:
     """What evaluation during the run found at the step of this checkpoint."""
     step = re.fullmatch(r"step-0*(\d+)", resolve_model_folder(path).parent.name)
     metrics = run / "metrics.jsonl"
-    for line in metrics.read_text().splitlines() if step and metrics.exists() else []:
+    if step is None or not metrics.exists():
+        return
+    for line in metrics.read_text().splitlines():
         row = json.loads(line)
         if "dataset" in row and "metrics" in row and str(row.get("step")) == step[1]:
             yield row
