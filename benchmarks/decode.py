@@ -9,8 +9,9 @@ all alike. Quality is the PSNR of our resized image against Pillow's full decodi
 resize.
 
 Then the whole loader: images a second out of a TrainLoader with two workers, over what two processes reach
-that decode, resize and cut side by side, each on its own. By the clock, which on a busy machine says little;
-and by CPU time: decoding, resizing and cutting is this share of what all the loader's processes take.
+that decode, resize and cut the very same images to the same grids side by side, each on its own. By the
+clock, which on a busy machine says little; and by CPU time: decoding, resizing and cutting is this share of
+what all the loader's processes take, the one that takes the batches included.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ import argparse
 import io
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,6 @@ FIXED_SIDE = 224
 WANTED = {"drawn": 3.3, "fixed": 1.3}
 """How many times open_clip's rate the two of ours are to reach."""
 
-Images = Sequence[bytes]
-
 
 def main() -> None:
     """Prints the rates, their ratios and the quality."""
@@ -52,9 +50,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="how many to take; 0 takes all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    images = [sample.image for sample in read_samples(arguments.shards)]
-    order = np.random.default_rng(0).permutation(len(images))
-    images = [images[i] for i in order[: arguments.images or None]]
+    found = {sample.key: sample.image for sample in read_samples(arguments.shards)}
+    every = list(found.values())
+    order = np.random.default_rng(0).permutation(len(every))
+    images = [every[i] for i in order[: arguments.images or None]]
     random = np.random.default_rng(1)
     sides = random.integers(SIDES.min_side, SIDES.max_side, len(images), endpoint=True).tolist()
     print(f"{len(images)} images, {sum(map(len, images)) / len(images) / 1000:.1f} kB in the mean")
@@ -64,7 +63,7 @@ def main() -> None:
         "open_clip": lambda data, side: transform(  # pyright: ignore[reportCallIssue]
             Image.open(io.BytesIO(data)).convert("RGB")
         ),
-        "drawn": patches_of_side,
+        "drawn": lambda data, side: patches_of_tokens(data, tokens_of_side(side, PATCH_SIZE)),
         "fixed": lambda data, side: patches_of_grid(EncodedImage(data), *[FIXED_SIDE // PATCH_SIZE] * 2),
     }
     seconds: dict[str, list[float]] = {name: [] for name in paths}
@@ -83,13 +82,13 @@ def main() -> None:
     decibels = [quality(data, side) for data, side in zip(images, sides, strict=True)]
     low, median = np.percentile(decibels, [5, 50])
     print(f"PSNR: median {median:.1f} dB, 5th percentile {low:.1f} dB (wanted 35 and 28)")
-    print_loader(arguments.shards, images, sides, arguments.rounds)
+    print_loader(arguments.shards, found, len(images), arguments.rounds)
 
 
-def patches_of_side(data: bytes, side: int) -> object:
-    """What a training stream makes of an image whose side was drawn."""
+def patches_of_tokens(data: bytes, num_tokens: int) -> object:
+    """What a training stream makes of an image that may have so many patches."""
     image = EncodedImage(data)
-    grid = grid_for(image.height, image.width, PATCH_SIZE, tokens_of_side(side, PATCH_SIZE))
+    grid = grid_for(image.height, image.width, PATCH_SIZE, num_tokens)
     return patches_of_grid(image, *grid)
 
 
@@ -109,51 +108,60 @@ def quality(data: bytes, side: int) -> float:
     return 10 * np.log10(255**2 / max(error, 1e-9))
 
 
-def print_loader(shards: list[str], images: Images, sides: list[int], rounds: int) -> None:
+def print_loader(shards: list[str], images: Mapping[str, bytes], number: int, rounds: int) -> None:
     """Wall and CPU time, in turns: the loader's two workers, and two processes without a loader."""
     config = DataConfig(shards=shards, caption_key="json.classname", resolution=SIDES, num_workers=2)
     loader = TrainLoader(config, train_tokenizer(["a"], 512), PATCH_SIZE, 16, seed=0)
     batches = iter(loader)
-    count = sum(len(batch) for batch in islice(batches, 40))  # both workers are at work
+    next(batches)
+    loaders = [psutil.Process(), *psutil.Process().children()]  # the pool has not begun
+    ready = config.num_workers * (config.prefetch + 1)
     rates: dict[str, list[float]] = {"loader": [], "processes": []}
-    seconds: dict[str, list[float]] = {"loader": [], "processes": []}  # of CPU, an image
-    workers = psutil.Process().children()  # the pool has not begun
-    half = len(images) // 2
+    seconds: dict[str, list[float]] = {"loader": [], "consumer": [], "processes": []}  # of CPU, an image
     with ProcessPoolExecutor(2) as pool:
-        jobs = [(images[:half], sides[:half]), (images[half:], sides[half:])]
-        list(pool.map(rate_of, [(images[:2], sides[:2])] * 2))
+        list(pool.map(rate_of, [list(zip(images.values(), [9] * 40, strict=False))] * 2))
         for _ in range(rounds):
-            measured = list(pool.map(rate_of, jobs))
+            for _ in range(ready):
+                next(batches)  # what was ready before the clock starts
+            jobs: list[tuple[bytes, int]] = []
+            start, before = time.perf_counter(), cpu_of(loaders)
+            while len(jobs) < number:
+                batch = next(batches)
+                lengths = batch.images.grid.prod(1).tolist()
+                jobs += [(images[key], length) for key, length in zip(batch.keys, lengths, strict=True)]
+            rates["loader"].append(len(jobs) / (time.perf_counter() - start))
+            taken = [now - then for now, then in zip(cpu_of(loaders), before, strict=True)]
+            seconds["loader"].append(sum(taken) / len(jobs))
+            seconds["consumer"].append(taken[0] / len(jobs))
+            time.sleep(1)  # until the workers are ahead, and rest
+            measured = list(pool.map(rate_of, [jobs[::2], jobs[1::2]]))
             rates["processes"].append(sum(rate for rate, _ in measured))
             seconds["processes"].append(statistics.mean(cpu for _, cpu in measured))
-            for _ in islice(batches, 2 * config.num_workers * (config.prefetch + 1)):
-                pass  # what was ready before the clock starts
-            start, cpu, count = time.perf_counter(), cpu_of(workers), 0
-            while count < len(images):
-                count += len(next(batches))
-            rates["loader"].append(count / (time.perf_counter() - start))
-            seconds["loader"].append((cpu_of(workers) - cpu) / count)
-    loader_rate, processes_rate = (statistics.median(rates[name]) for name in ("loader", "processes"))
-    share = 100 * loader_rate / processes_rate
-    print(f"loader, 2 workers: {loader_rate:.0f} images/s, {share:.0f} % of two processes (wanted 90)")
-    cpu_share = statistics.median(seconds["processes"]) / statistics.median(seconds["loader"])
-    print(f"by CPU time, the consumer's included: {100 * cpu_share:.0f} %")
+    shares = [loader / alone for loader, alone in zip(rates["loader"], rates["processes"], strict=True)]
+    print(
+        f"loader, 2 workers: {statistics.median(rates['loader']):.0f} images/s, "
+        f"{100 * statistics.median(shares):.0f} % of two processes (wanted 90)"
+    )
+    loader_cpu, consumer, alone = (1e6 * statistics.median(values) for values in seconds.values())
+    shares = [alone / loader for alone, loader in zip(seconds["processes"], seconds["loader"], strict=True)]
+    print(
+        f"by CPU time: {100 * statistics.median(shares):.0f} %; of {loader_cpu:.0f} microseconds an image, "
+        f"{alone:.0f} are decoding, resizing and cutting, {consumer:.0f} the consumer's"
+    )
 
 
-def cpu_of(workers: Sequence[psutil.Process]) -> float:
-    """CPU seconds so far, of worker processes and of this one."""
-    times = [process.cpu_times() for process in (psutil.Process(), *workers)]
-    return sum(each.user + each.system for each in times)
+def cpu_of(processes: Sequence[psutil.Process]) -> list[float]:
+    """CPU seconds so far of each process."""
+    return [times.user + times.system for times in (process.cpu_times() for process in processes)]
 
 
-def rate_of(job: tuple[Images, list[int]]) -> tuple[float, float]:
+def rate_of(jobs: Sequence[tuple[bytes, int]]) -> tuple[float, float]:
     """Images a second of one process alone, and its CPU seconds an image."""
     torch.set_num_threads(1)
     start, cpu = time.perf_counter(), time.process_time()
-    for data, side in zip(*job, strict=True):
-        patches_of_side(data, side)
-    number = len(job[0])
-    return number / (time.perf_counter() - start), (time.process_time() - cpu) / number
+    for data, num_tokens in jobs:
+        patches_of_tokens(data, num_tokens)
+    return len(jobs) / (time.perf_counter() - start), (time.process_time() - cpu) / len(jobs)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,11 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ConfigError(f"{arguments.out}: expected a folder to write, after the shards; found a file")
+    if arguments.out.exists() and any(arguments.out.iterdir()) and not arguments.overwrite:
+        raise ConfigError(
+            f"{arguments.out}: expected a folder that is empty or absent; models that were trained with the "
+            "tokenizer in it need that one. --overwrite replaces it"
+        )
     samples = read_samples(arguments.shards, arguments.caption_key, remote=remote_config(arguments.remote))
     templates = arguments.template or ["{}"]
     for template in templates:
@@ -60,5 +65,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="learn from this text with each caption in place of {}, as in 'a photo of {}'; repeatable",
     )
+    train.add_argument("--overwrite", action="store_true", help="replace a tokenizer that is there already")
     add_remote_option(train)
     return parser

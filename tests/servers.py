@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{start + len(data) - 1}/{size}")
         if self.server.ranges:
             self.send_header("Accept-Ranges", "bytes")
+            self.send_header("ETag", f'"{zlib.crc32(path.read_bytes())}"')
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if body:

@@ -75,3 +75,15 @@ def test_a_forgotten_output_folder_is_noticed_before_the_work(shards):
     shard = shards.with_name("shard-0.tar")
     with pytest.raises(ConfigError, match="expected a folder to write, after the shards; found a file"):
         main(["train", str(shard), str(shard)])
+
+
+def test_a_tokenizer_is_replaced_only_when_told(shards, tmp_path):
+    command = ["train", str(shards), str(tmp_path / "out"), "--vocab-size", "600"]
+    (tmp_path / "out").mkdir()
+    assert main(command) == 0
+    before = (tmp_path / "out" / "tokenizer.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"out: expected a folder that is empty or absent"):
+        main([*command, "--caption-key", "json.name"])
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == before
+    assert main([*command, "--caption-key", "json.name", "--overwrite"]) == 0
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() != before

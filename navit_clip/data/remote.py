@@ -2,7 +2,8 @@
 
 http(s), s3, gs, hf and whatever else fsspec knows, and the output of commands (`pipe:COMMAND`) that the
 config allows by name. A shard is downloaded once for all processes of the machine, in pieces; an attempt that
-fails goes on where the last one came to. What has not all its bytes is never given out.
+fails goes on where the last one came to, unless the shard has changed there since. What has not all its bytes
+is never given out. What is in the cache is taken for what its URL names, and the URL is not asked again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _PIECE = 16 * 2**20
 _LONGEST_WAIT = 60.0
 _GONE = (401, 403, 404, 410)
 """Answers of HTTP after which no retry helps."""
+_VERSION = ("ETag", "etag", "LastModified", "Last-Modified", "updated", "mtime", "blob_id")
+"""What backends say of a file beside its size that changes when it does."""
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 """What fsspec needs for a protocol; all but the last come with navit-clip[remote]."""
 
@@ -117,18 +120,28 @@ def _fetch(url: str, partial: Path, config: RemoteConfig) -> None:
         command = _command(url, config)
         return _patiently(url, config, lambda: _run(command, partial, config.timeout))
     fs, path = _file_system(url, config)
-    size = _patiently(url, config, lambda: fs.info(path)["size"])
+    info = _patiently(url, config, lambda: fs.info(path))
+    size = info["size"]
     if size is None:  # a server that does not say: what it sends is all there is
         return _patiently(url, config, lambda: partial.write_bytes(fs.cat_file(path)))
+    version, begun = _version(info), partial.with_suffix(".version")
     with partial.open("ab") as file:
-        if file.tell() > size:  # of a file that was there before
+        if not begun.exists() or begun.read_text() != version:  # of a file that was there before
             file.truncate(0)
+            file.seek(0)
+            begun.write_text(version)
         while (start := file.tell()) < size:
             end = min(start + _PIECE, size)
             file.write(
                 _patiently(url, config, lambda start=start, end=end: _piece(fs, path, start, end, size))
             )
+    begun.unlink()
     return None
+
+
+def _version(info: dict[str, Any]) -> str:
+    """Of a file that is fetched in pieces: they belong together where it is the same."""
+    return repr([info["size"], *(str(info.get(name)) for name in _VERSION)])
 
 
 def _piece(fs: Any, path: str, start: int, end: int, size: int) -> bytes:
@@ -265,6 +278,7 @@ def _make_room(cache: Path, newest: Path, limit: float) -> None:
             try:
                 with _lock(_lock_of(path), wait=False):
                     path.unlink(missing_ok=True)
+                    path.with_suffix(".version").unlink(missing_ok=True)
             except BlockingIOError:
                 continue  # It is being fetched.
         else:

@@ -14,6 +14,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -44,6 +45,8 @@ READ_AHEAD = 16
 """Samples that are read before they are decoded."""
 READ_AHEAD_BYTES = 16_000_000
 """Of their images, encoded, after which there are fewer of them."""
+NUM_TEXTS = 4096
+"""Texts whose tokens are remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,9 +308,9 @@ class Stream:
         new_block: NewBlock = private_block,
     ):
         self._config = config
-        self._tokenizer = tokenizer
+        # Where captions are names of classes, few texts come again and again.
+        self._ids = lru_cache(NUM_TEXTS)(lambda text: tokenizer.encode([text], context_length)[0])
         self._patch_size = patch_size
-        self._context_length = context_length
         self._seed = seed
         self._new_block = new_block
         self._sources = [shard.source for shard in shards]
@@ -429,7 +432,7 @@ class Stream:
         image = EncodedImage(sample.image, config.max_pixels)
         size = draw_size(config, random, images_seen, image.height, image.width, patch_size)
         kept = draw_kept(math.prod(size.grid), size.drop_rate, random)
-        (ids,) = self._tokenizer.encode([text], self._context_length)
+        ids = self._ids(text)
         return _Drawn(sample.key, caption, ids, image, len(sample.image), size, kept)
 
     def _patches(self, sample: _Drawn) -> Patches:

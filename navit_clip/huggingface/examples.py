@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from omegaconf import OmegaConf
 
 from navit_clip.data.images import decode_image
+from navit_clip.data.remote import RemoteConfig
 from navit_clip.data.samples import IMAGE_EXTENSIONS, read_samples
 from navit_clip.errors import DataError, ExportError, SampleError
 from navit_clip.weights import RUN_CONFIG_FILE, run_folder
@@ -65,11 +66,14 @@ def _of_run(path: Path) -> Examples | None:
     if run is None:
         return None
     config = OmegaConf.load(run / RUN_CONFIG_FILE)
+    remote = RemoteConfig(
+        **(OmegaConf.to_container(OmegaConf.select(config, "data.remote") or OmegaConf.create()))
+    )
     for use, section in (("validation", "validation.data"), ("training", "data")):
         shards = list(OmegaConf.select(config, f"{section}.shards") or [])
         caption_key = OmegaConf.select(config, f"{section}.caption_key")
         try:
-            images, captions = _of_shards(shards, caption_key)
+            images, captions = _of_shards(shards, caption_key, remote)
         except DataError:
             continue  # none, or moved since; what is verified on instead is said
         if images:
@@ -77,11 +81,13 @@ def _of_run(path: Path) -> Examples | None:
     return None
 
 
-def _of_shards(shards: Sequence[str], caption_key: str | None) -> tuple[list[Picture], list[str]]:
+def _of_shards(
+    shards: Sequence[str], caption_key: str | None, remote: RemoteConfig
+) -> tuple[list[Picture], list[str]]:
     """The first pictures and captions that are good, of so many samples at most."""
     images: list[Picture] = []
     captions: list[str] = []
-    for sample in islice(read_samples(shards, caption_key), MAX_SAMPLES):
+    for sample in islice(read_samples(shards, caption_key, remote=remote), MAX_SAMPLES):
         captions += sample.captions
         if len(images) < MAX_IMAGES:
             images += _decoded([sample.image])

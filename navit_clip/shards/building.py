@@ -1,8 +1,9 @@
 """A folder of images and a table of their captions -> shards and a manifest.
 
 The bytes of the shards depend on the table, the images and the settings alone. A shard is written beside its
-place and renamed into it, and then joins the manifest; a build that was interrupted goes on after the last
-one there, and ends in the same bytes.
+place and renamed into it, and then joins the manifest, which says that the build is not complete until all
+have. A build that is run again makes what is not there as the manifest has it, and ends in the same bytes: so
+it goes on where it was interrupted, and so a shard that was lost or damaged comes back.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Build:
     table: Path
     """CSV, TSV, JSON lines or Parquet; rows of one image give it several captions."""
     out: Path
-    """A new or empty folder, or one that an interrupted build has left."""
+    """A new or empty folder, or one of the same build."""
     image_column: str = "image"
     """Holds an image's path within the folder."""
     caption_column: str = "caption"
@@ -44,37 +44,44 @@ class Build:
     """Images of the table to a shard."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Image:
     path: str
     captions: list[str]
+    """Those that say anything."""
+    num_empty: int
+    """Captions that do not."""
     columns: dict[str, Any]
     """The table's other columns, of the image's first row."""
 
 
 def build_shards(build: Build, faults: Faults) -> Manifest:
-    """Writes the shards, going on where an earlier build was interrupted.
+    """Writes the shards that are not there yet.
 
     Args:
         build: what to make them from.
-        faults: counts the images that are left out; those of an earlier part by cause alone.
+        faults: counts the images that are left out; those of shards that are there by cause alone.
 
     Raises:
         DataError: the table or the folder cannot be used, or holds shards of another build.
     """
     images = _images(build)
     manifest = _start(build)
-    faults.counts.update(manifest.skipped)
-    done = sum(shard.rows for shard in manifest.shards)
-    with tqdm(total=len(images), initial=done, unit="images", disable=None) as bar:
-        remaining = iter(images[done:])
-        for number in range(len(manifest.shards), -(-len(images) // build.images_per_shard)):
-            batch = list(islice(remaining, build.images_per_shard))
-            first = number * build.images_per_shard
-            samples = list(_samples(build, batch, first, faults))
-            manifest.shards.append(_write(build.out / f"{number:05d}.tar", samples, len(batch)))
-            manifest.skipped = dict(faults.counts)
-            manifest.write(build.out)
+    manifest.empty_captions = sum(image.num_empty for image in images)
+    with tqdm(total=len(images), unit="images", disable=None) as bar:
+        for number, first in enumerate(range(0, len(images), build.images_per_shard)):
+            batch = images[first : first + build.images_per_shard]
+            before = number < len(manifest.shards)
+            if before and manifest.shards[number].is_in(build.out):
+                faults.counts.update(manifest.shards[number].skipped)
+            else:
+                counted = faults.counts.copy()
+                samples = list(_samples(build, batch, first, faults))
+                skipped = dict(faults.counts - counted)
+                manifest.shards[number : number + 1] = [
+                    _write(build.out / f"{number:05d}.tar", samples, len(batch), skipped)
+                ]
+                manifest.write(build.out)
             bar.update(len(batch))
     if not manifest.samples:
         raise DataError(f"{build.table}: no image of it can be used; {faults.summary()}")
@@ -100,14 +107,12 @@ def _start(build: Build) -> Manifest:
     if manifest is None:
         if found:
             raise DataError(f"{build.out}: holds shards, and no {FILE_NAME}; choose another folder")
-        return Manifest(built_from)
+        manifest = Manifest(built_from)
     if manifest.built_from != built_from:
         differing = [name for name, value in built_from.items() if manifest.built_from.get(name) != value]
         raise DataError(f"{build.out}: holds shards of another build ({', '.join(differing)} differ)")
-    for shard in manifest.shards:
-        path = build.out / shard.name
-        if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise DataError(f"{path}: not as {FILE_NAME} has it; take the folder away and build again")
+    manifest.complete = False
+    manifest.write(build.out)
     return manifest
 
 
@@ -120,12 +125,12 @@ def _images(build: Build) -> list[_Image]:
                 raise DataError(
                     f"{build.table}, row {number}: no column {column!r}; there are {', '.join(map(str, row))}"
                 )
-        path = str(row.pop(build.image_column))
+        path = row.pop(build.image_column)
+        path = "" if path is None else str(path)
         captions = _captions(row.pop(build.caption_column))
-        if path in images:
-            images[path].captions.extend(captions)
-        else:
-            images[path] = _Image(path, captions, row)
+        image = images.setdefault(path, _Image(path, [], 0, row))
+        image.captions += [caption for caption in captions if caption]
+        image.num_empty += captions.count("")
     if not images:
         raise DataError(f"{build.table}: has no rows")
     return list(images.values())
@@ -134,8 +139,7 @@ def _images(build: Build) -> list[_Image]:
 def _captions(value: Any) -> list[str]:
     """One a line of a .txt file is how shards hold captions, so a line break inside one becomes a space."""
     values = value if isinstance(value, list) else [value]
-    lines = (" ".join(str(caption).split()) for caption in values if caption is not None)
-    return [line for line in lines if line]
+    return ["" if caption is None else " ".join(str(caption).split()) for caption in values]
 
 
 def _samples(
@@ -145,16 +149,19 @@ def _samples(
         try:
             yield _sample(build.images, image, f"{number:09d}")
         except SampleError as error:
-            faults.add(image.path, error)
+            faults.add(image.path or f"image {number} of the table", error)
 
 
 def _sample(folder: Path, image: _Image, key: str) -> Mapping[str, str | bytes]:
     """The image's own bytes, its captions, and all that the table says of it."""
     extension = Path(image.path).suffix.lower().removeprefix(".")
     if extension not in IMAGE_EXTENSIONS:
+        if not image.path:
+            raise SampleError("no image", "its row names none")
         raise SampleError("no image", f"{image.path}: expected one of .{', .'.join(IMAGE_EXTENSIONS)}")
     if not image.captions:
-        raise SampleError("no caption", f"{image.path}: none in any of its rows")
+        cause = "empty caption" if image.num_empty else "no caption"
+        raise SampleError(cause, f"{image.path}: none with anything in it in any of its rows")
     if max(map(len, image.captions)) > MAX_CAPTION_LENGTH:
         raise SampleError("overlong caption", f"{image.path}: over {MAX_CAPTION_LENGTH} characters")
     data = _read(folder, image.path)
@@ -182,15 +189,20 @@ def _read(folder: Path, name: str) -> bytes:
         if path.stat().st_size > MAX_BYTES:
             raise SampleError("too many bytes", f"{name}: {path.stat().st_size}, over {MAX_BYTES}")
         return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise SampleError("missing image", f"{name}: {error}") from error
+    except OSError as error:
+        raise SampleError("missing image", f"{name}: {error.strerror} (in {folder})") from error
+    except ValueError as error:  # a zero byte in the name
+        raise SampleError("missing image", f"{name!r}: {error}") from error
 
 
-def _write(path: Path, samples: Sequence[Mapping[str, str | bytes]], rows: int) -> ShardRecord:
+def _write(
+    path: Path, samples: Sequence[Mapping[str, str | bytes]], rows: int, skipped: dict[str, int]
+) -> ShardRecord:
     partial = path.with_name(f".{path.name}.partial")
     try:
         write_shard(partial, samples)
-        record = ShardRecord(path.name, len(samples), partial.stat().st_size, sha256_of(partial), rows)
+        size, checksum = partial.stat().st_size, sha256_of(partial)
+        record = ShardRecord(path.name, len(samples), size, checksum, rows, skipped)
         partial.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from error

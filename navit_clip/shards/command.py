@@ -46,10 +46,10 @@ def _build(arguments: argparse.Namespace) -> int:
         ),
         faults,
     )
-    print(
-        f"{arguments.out}: {manifest.samples} samples, {len(manifest.shards)} shards, "
-        f"{manifest.bytes / 1e6:.1f} MB; {faults.summary()}"
-    )
+    number, shards = _counted(manifest.samples, "sample"), _counted(len(manifest.shards), "shard")
+    print(f"{arguments.out}: {number}, {shards}, {manifest.bytes / 1e6:.1f} MB; {faults.summary()}")
+    if manifest.empty_captions:
+        print(f"{_counted(manifest.empty_captions, 'caption')} of the table empty, and in no sample")
     return 0
 
 
@@ -69,7 +69,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         arguments.out.write_text(inspection_page(title, found, prediction), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out: {arguments.out} cannot be written: {error.strerror}") from error
-    print(f"{found.num_samples} samples, {found.num_shards} shards; {found.faults.summary()}")
+    number, shards = _counted(found.num_samples, "sample"), _counted(found.num_shards, "shard")
+    print(f"{number}, {shards}; {found.faults.summary()}")
     print(arguments.out)
     return 0
 
@@ -97,9 +98,14 @@ def _validate(arguments: argparse.Namespace) -> int:
     )
     seconds = time.perf_counter() - start
     print(
-        f"{checked.samples} good samples, {len(checked.faults)} faults, {len(shards)} shards, {seconds:.1f} s"
+        f"{_counted(checked.samples, 'good sample')}, {_counted(len(checked.faults), 'fault')}, "
+        f"{_counted(len(shards), 'shard')}, {seconds:.1f} s"
     )
     return FAULTS_FOUND if checked.faults else 0
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _parser() -> argparse.ArgumentParser:

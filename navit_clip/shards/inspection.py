@@ -171,7 +171,8 @@ def inspection_page(title: str, found: Inspection, prediction: Prediction | None
     if prediction is not None:
         most = max(prediction.tokens)
         ticks = [round(most * share) for share in (0, 0.25, 0.5, 0.75, 1)]
-        svg = histogram(prediction.tokens, "images", "tokens an image", ticks)
+        drawn = f"images as they are drawn for {len(prediction.fill)} batches"
+        svg = histogram(prediction.tokens, drawn, "tokens an image", ticks)
         figures.append(("Image tokens with this config", svg))
     sheet = io.BytesIO()
     draw_contact_sheet(pictures_shown(found)).save(sheet, "PNG", optimize=True)

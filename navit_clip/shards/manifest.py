@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,13 @@ class ShardRecord:
     sha256: str
     rows: int
     """Images of the table that it was made from, bad ones among them."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Images that were left out, by cause."""
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether the shard is there, byte for byte."""
+        path = folder / self.name
+        return path.is_file() and path.stat().st_size == self.bytes and sha256_of(path) == self.sha256
 
 
 @dataclass(slots=True)
@@ -32,9 +40,14 @@ class Manifest:
     built_from: dict[str, str | int]
     """What determines the shards' bytes: another build of it gives the same."""
     shards: list[ShardRecord] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Images that were left out, by cause."""
+    empty_captions: int = 0
+    """Captions of the table that say nothing, and are in no sample."""
     complete: bool = False
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Images that were left out, by cause."""
+        return dict(sum((Counter(shard.skipped) for shard in self.shards), Counter()))
 
     @property
     def samples(self) -> int:
@@ -46,7 +59,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Replaces the folder's manifest, so that a reader sees the old one or the new, never half."""
-        record = {"samples": self.samples, "bytes": self.bytes, **asdict(self)}
+        totals = {"samples": self.samples, "bytes": self.bytes, "skipped": self.skipped}
+        record = {**totals, **asdict(self)}
         partial = folder / f".{FILE_NAME}.partial"
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         partial.replace(folder / FILE_NAME)
@@ -66,7 +80,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest(
             record["built_from"],
             [ShardRecord(**shard) for shard in record["shards"]],
-            record["skipped"],
+            record["empty_captions"],
             record["complete"],
         )
     except (OSError, ValueError, TypeError, KeyError) as error:

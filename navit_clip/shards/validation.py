@@ -17,7 +17,7 @@ from navit_clip.data.samples import read_sample
 from navit_clip.data.shards import Shard
 from navit_clip.data.tar_index import OpenShard
 from navit_clip.errors import DataError, SampleError
-from navit_clip.shards.manifest import read_manifest, sha256_of
+from navit_clip.shards.manifest import FILE_NAME, read_manifest, sha256_of
 
 
 class Fault(NamedTuple):
@@ -66,7 +66,7 @@ def validate_shards(
             for fault in checked.faults:
                 report(fault)
             bar.update(checked.samples + len(checked.faults))
-    for fault in _missing(shards):
+    for fault in _unfinished(shards):
         report(fault)
         faults.append(fault)
     return Checked(total, faults)
@@ -88,10 +88,15 @@ def _check(shard: Shard, caption_key: str | None, labels: bool) -> Checked:
     return Checked(good, faults)
 
 
-def _missing(shards: list[Shard]) -> Iterator[Fault]:
-    """Shards that a manifest has and its folder has not."""
+def _unfinished(shards: list[Shard]) -> Iterator[Fault]:
+    """Builds that were not finished, and shards that a manifest has and its folder has not."""
     for folder in sorted({Path(shard.path).parent for shard in shards if shard.remote is None}):
-        for record in manifest.shards if (manifest := read_manifest(folder)) else ():
+        if (manifest := read_manifest(folder)) is None:
+            continue
+        if not manifest.complete:
+            detail = f"{folder / FILE_NAME} says that shards are yet to come; run `shards build` again"
+            yield Fault(str(folder), "unfinished build", detail)
+        for record in manifest.shards:
             path = folder / record.name
             if not path.exists():
                 yield Fault(path.stem, "missing shard", f"{path} is in manifest.json and not there")

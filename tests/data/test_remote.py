@@ -130,10 +130,38 @@ def test_a_fetch_goes_on_where_an_earlier_one_was_given_up(tmp_path, folder):
             open_remote(f"{url}/shard-002.tar", config(tmp_path, retries=1))
         (partial,) = (tmp_path / "cache").glob("*.partial")
         assert 0 < partial.stat().st_size < len(whole)
+    got = partial.read_bytes()
     # The port differs, and so would the name in the cache.
     with http_server(folder) as again:
-        partial.rename(partial.with_name(f"{cache_name(f'{again}/shard-002.tar')}.partial"))
-        assert fetched(f"{again}/shard-002.tar", config(tmp_path)) == whole
+        for path in (partial, partial.with_suffix(".version")):
+            path.rename(path.with_name(cache_name(f"{again}/shard-002.tar") + path.suffix))
+        # What was fetched is not fetched again, so a change to it stays.
+        partial.with_name(f"{cache_name(f'{again}/shard-002.tar')}.partial").write_bytes(bytes(len(got)))
+        assert fetched(f"{again}/shard-002.tar", config(tmp_path)) == bytes(len(got)) + whole[len(got) :]
+    assert not list((tmp_path / "cache").glob("*.version"))
+
+
+def test_a_shard_that_changes_while_it_is_half_fetched_is_fetched_anew(tmp_path, folder):
+    path = folder / "shard-002.tar"
+    changed = path.read_bytes()[::-1]  # of the same size
+    faults: list[str | None] = [None, None, "503", "503"]
+    with http_server(folder, [*faults, *[None] * 100]) as url:
+        with pytest.raises(DataError):
+            open_remote(f"{url}/shard-002.tar", config(tmp_path, retries=1))
+        path.write_bytes(changed)
+        assert fetched(f"{url}/shard-002.tar", config(tmp_path)) == changed
+
+
+def test_a_shard_in_the_cache_is_what_its_url_names_until_it_is_taken_out(tmp_path, folder):
+    path, settings = folder / "shard-000.tar", config(tmp_path)
+    before = path.read_bytes()
+    with http_server(folder) as url:
+        assert fetched(f"{url}/shard-000.tar", settings) == before
+        path.write_bytes(b"another")
+        assert fetched(f"{url}/shard-000.tar", settings) == before
+        for cached in (tmp_path / "cache").iterdir():
+            cached.unlink()
+        assert fetched(f"{url}/shard-000.tar", settings) == b"another"
 
 
 def test_the_cache_keeps_to_its_limit_and_open_shards_stay_readable(tmp_path, folder):

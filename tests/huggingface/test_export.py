@@ -225,6 +225,14 @@ def test_without_data_the_images_are_generated_and_it_says_so(tokenizer, tmp_pat
     assert (settings["patch_size"], settings["max_num_patches"]) == (PATCH_SIZE, 256)
 
 
+def test_the_runs_own_shards_are_fetched_as_the_run_fetched_them(tmp_path):
+    (shard,) = write_pairs(tmp_path, [3])
+    settings = {"data": {"shards": [f"file://{shard}"], "remote": {"cache": str(tmp_path / "cache")}}}
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    assert len(find_examples(None, tmp_path).images) == 3
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
+
+
 def test_images_may_be_a_folder_or_shards(run, pictures, tmp_path, capsys):
     main([str(run), str(tmp_path / "out"), "--images", str(pictures), "--tower", "image"])
     main([str(run), str(tmp_path / "out"), "--images", str(run / "shard-*.tar"), "--tower", "image"])

@@ -24,7 +24,7 @@ def test_names_every_fault(tmp_path, capsys, workers):
         ["a/no-caption", "no caption"],
         ["b/(end of file)", "unreadable shard"],
     ]
-    assert lines[-1].startswith("1 good samples, 3 faults, 2 shards")
+    assert lines[-1].startswith("1 good sample, 3 faults, 2 shards")
 
 
 def test_captions_and_labels_are_asked_for_as_told(tmp_path):
@@ -39,7 +39,7 @@ def test_captions_and_labels_are_asked_for_as_told(tmp_path):
 def test_shards_are_compared_with_their_manifest(tmp_path, capsys):
     first, second = write_pairs(tmp_path, [2, 1])
     record = ShardRecord("shard-000.tar", 2, 1, sha256_of(tmp_path / "shard-000.tar"), 2)
-    Manifest({}, [record]).write(tmp_path)
+    Manifest({}, [record], complete=True).write(tmp_path)
     assert main(["shards", "validate", first]) == 0
     assert main(["shards", "validate", second]) == 1
     assert "not in the manifest" in capsys.readouterr().out
@@ -47,6 +47,8 @@ def test_shards_are_compared_with_their_manifest(tmp_path, capsys):
     assert main(["shards", "validate", first]) == 1
     assert "wrong checksum" in capsys.readouterr().out
     (tmp_path / "shard-000.tar").unlink()
-    Manifest({}, [record, ShardRecord("shard-001.tar", 1, 1, sha256_of(Path(second)), 1)]).write(tmp_path)
+    Manifest(
+        {}, [record, ShardRecord("shard-001.tar", 1, 1, sha256_of(Path(second)), 1)], complete=True
+    ).write(tmp_path)
     assert main(["shards", "validate", str(tmp_path)]) == 1
     assert "shard-000: missing shard" in capsys.readouterr().out
