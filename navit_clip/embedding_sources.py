@@ -125,7 +125,10 @@ def _digest(lines: Sequence[str]) -> str:
 
 
 def _shards(source: Sequence[str], remote: RemoteConfig | None) -> list[Shard]:
-    """Raises DataError where a folder has neither images nor shards, or shards are not to be found."""
+    """Raises DataError where a folder has neither images nor shards, or a file is none."""
+    for name in source:
+        if Path(name).is_file() and Path(name).suffix != ".tar":
+            raise DataError(f"{name}: expected a folder of images, or shards (tar), found another file")
     if len(source) == 1 and Path(source[0]).is_dir() and not any(Path(source[0]).glob("*.tar")):
         kinds = ", ".join(IMAGE_EXTENSIONS)
         raise DataError(f"{source[0]}: expected images ({kinds}) or shards (tar) in this folder, found none")

@@ -252,8 +252,9 @@ def usual_tokens(path: str | Path) -> int | None:
         except ValueError as error:
             raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
         if isinstance(settings, dict):
-            tokens = settings.get("image_processor", settings).get("max_num_patches")
-            return tokens if isinstance(tokens, int) and tokens > 0 else None
+            settings = settings.get("image_processor", settings)
+        tokens = settings.get("max_num_patches") if isinstance(settings, dict) else None
+        return tokens if isinstance(tokens, int) and tokens > 0 else None
     return None
 
 

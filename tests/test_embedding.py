@@ -255,6 +255,9 @@ def test_what_cannot_be_embedded_is_said(model, shards, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: expected images \(jpg, .* in this folder, found none$"):
         main([str(model), str(tmp_path / "out"), "--images", str(tmp_path / "empty"), *flags()])
+    (tmp_path / "photo.png").write_bytes(encode_image(noise_picture(9, 9)))
+    with pytest.raises(DataError, match=r"photo\.png: expected a folder of images, or shards \(tar\), found"):
+        main([str(model), str(tmp_path / "out"), "--images", str(tmp_path / "photo.png"), *flags()])
     captions = tmp_path / "captions.txt"
     with pytest.raises(
         DataError, match=r"captions\.txt: no such file \(expected a text file with a caption a"
