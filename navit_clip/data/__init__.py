@@ -1,5 +1,6 @@
 """Shards -> samples -> resize -> patches -> packing -> loader."""
 
+from navit_clip.data.config import DataConfig
 from navit_clip.data.dealing import deal_again
 from navit_clip.data.dropping import DropConfig
 from navit_clip.data.faults import Faults
@@ -11,7 +12,6 @@ from navit_clip.data.resize import grid_for, resize, tokens_of_side
 from navit_clip.data.resolution import ResolutionConfig
 from navit_clip.data.samples import read_samples
 from navit_clip.data.shards import find_shards, write_shard
-from navit_clip.data.stream import DataConfig
 from navit_clip.data.validation import ValidationDataConfig, validation_batches
 
 __all__ = [

@@ -18,10 +18,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from navit_clip.batch import Batch
+from navit_clip.data.config import DataConfig
 from navit_clip.data.counts import SourceCounts, total_by_source, total_counts
 from navit_clip.data.order import blocks_done
 from navit_clip.data.shards import Shard, find_shards
-from navit_clip.data.stream import DataConfig, Stream, StreamState, block_order, first_state
+from navit_clip.data.stream import Stream, StreamState, block_order, first_state
 from navit_clip.data.transport import (
     NewBlock,
     Parcel,

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from navit_clip.config import load_config
+from navit_clip.data.config import DataConfig
 from navit_clip.data.faults import Faults
 from navit_clip.data.samples import check_caption_key
 from navit_clip.data.shards import find_shards
-from navit_clip.data.stream import DataConfig
 from navit_clip.errors import ConfigError
 from navit_clip.model import ClipConfig
 from navit_clip.remote_option import add_remote_option, remote_config

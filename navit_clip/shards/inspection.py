@@ -19,12 +19,12 @@ import numpy as np
 
 from navit_clip.batch import Sample, lengths_of
 from navit_clip.contact_sheet import draw_contact_sheet
+from navit_clip.data.config import DataConfig
 from navit_clip.data.faults import Faults
 from navit_clip.data.images import EncodedImage
 from navit_clip.data.loader import TrainLoader
 from navit_clip.data.samples import read_sample
 from navit_clip.data.shards import Shard
-from navit_clip.data.stream import DataConfig
 from navit_clip.data.tar_index import OpenShard
 from navit_clip.errors import DataError, SampleError
 from navit_clip.shards.histograms import histogram

@@ -5,9 +5,9 @@ from functools import cache
 
 import pytest
 
+from navit_clip.data.config import DataConfig
 from navit_clip.data.loader import TrainLoader
 from navit_clip.data.resolution import ResolutionConfig
-from navit_clip.data.stream import DataConfig
 from tests.data_builders import draws_of, small_tokenizer
 
 EPOCHS = 3

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from navit_clip.cli import main
+from navit_clip.data.config import DataConfig
 from navit_clip.data.loader import TrainLoader
 from navit_clip.data.resolution import ResolutionConfig
-from navit_clip.data.stream import DataConfig
 from tests.data_builders import small_tokenizer
 from tests.hostile import cases, write_hostile
 

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 
 from navit_clip.batch import caption_identity
+from navit_clip.data.config import DataConfig
 from navit_clip.data.loader import TrainLoader
 from navit_clip.data.resolution import ResolutionConfig
 from navit_clip.data.samples import read_samples
-from navit_clip.data.stream import DataConfig
 from tests.data_builders import encode_image, noise_picture, small_tokenizer, write_tar
 
 

@@ -15,11 +15,11 @@ import torch
 
 from navit_clip.batch import caption_identity, lengths_of
 from navit_clip.config import build_config
+from navit_clip.data.config import DataConfig, line_patience
 from navit_clip.data.dealing import deal_again
 from navit_clip.data.dropping import DropConfig, RateSchedule
 from navit_clip.data.loader import TrainLoader
 from navit_clip.data.resolution import ResolutionConfig, ResolutionStage
-from navit_clip.data.stream import DataConfig, line_patience
 from navit_clip.errors import CheckpointError, ConfigError, DataError
 from tests.data_builders import (
     encode_image,

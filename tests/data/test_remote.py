@@ -11,13 +11,13 @@ import fsspec
 import pytest
 
 from navit_clip.data import remote
+from navit_clip.data.config import DataConfig
 from navit_clip.data.dropping import DropConfig
 from navit_clip.data.loader import TrainLoader
 from navit_clip.data.remote import RemoteConfig, cache_name, open_remote
 from navit_clip.data.resolution import ResolutionConfig
 from navit_clip.data.samples import read_samples
 from navit_clip.data.shards import find_shards
-from navit_clip.data.stream import DataConfig
 from navit_clip.data.tar_index import OpenShards
 from navit_clip.errors import ConfigError, DataError
 from tests.data_builders import draws_of, small_tokenizer, write_pairs
