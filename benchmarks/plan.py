@@ -131,9 +131,7 @@ def train(world: World, trial: Trial) -> Found:
     warnings.simplefilter("ignore")  # DeepSpeed's, of torch's newer names
     config = run_config(trial)
     world.barrier()
-    hardware = measured_here(
-        (config.model.image.width, config.model.text.width), config.data.tokens_per_batch
-    )
+    hardware = measured_here(workload(config), world)
     small = make_step(trial._replace(size="tiny", images=1), world)
     small()  # what libraries set up once is no model's
     del small

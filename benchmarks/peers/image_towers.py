@@ -39,8 +39,9 @@ def image_towers(size: Size, pictures: Sequence[Picture], most_tokens: int) -> l
     )
     vit_pytorch = Contender("vit-pytorch NaViT", "vit_pytorch", partial(_vit_pytorch, size, pictures))
     return [
-        Contender("packed", "navit_clip", partial(_packed, size, pictures)),
+        Contender("packed", "navit_clip", partial(_packed, size, pictures, False)),
         *padded,
+        Contender("packed compiled", "navit_clip", partial(_packed, size, pictures, True)),
         compiled,
         vit_pytorch,
     ]
@@ -63,9 +64,13 @@ def raster(picture: Picture) -> Tensor:
     return picture_of(Patches(picture.pixels, picture.position, picture.shown_grid), PATCH_SIZE)
 
 
-def _packed(size: Size, pictures: Sequence[Picture], machine: Machine) -> Callable[[], Tensor]:
+def _packed(
+    size: Size, pictures: Sequence[Picture], compiled: bool, machine: Machine
+) -> Callable[[], Tensor]:
     tower = ImageTower(tower_config(size))
     initialize(tower)
+    if compiled:  # as engine.compile does
+        tower.transformer.compile_blocks()
     tower.to(machine.device)
     images = pack(pictures).to(machine.device)
     return lambda: tower(images)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from navit_clip.config import load_config
+from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
 from training.config import RunConfig
 from training.engine import OFFLOADS_FROM
@@ -41,8 +42,11 @@ def main(argv: Sequence[str]) -> int:
     workload = workload_of(
         config, draw_lengths(config, typical_sizes()), config.data.tokens_per_batch, arguments.caption_tokens
     )
-    widths = (config.model.image.width, config.model.text.width)
-    hardware = GPUS.get(arguments.gpu) or measured_here(widths, config.data.tokens_per_batch)
+    if arguments.gpu in GPUS:
+        hardware = GPUS[arguments.gpu]
+    else:
+        with World.join() as world:
+            hardware = measured_here(workload, world)
     print("\n".join(plan(config, workload, arguments.gpus, hardware)))
     return 0
 

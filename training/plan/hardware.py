@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from navit_clip.batch import offsets_of
+from navit_clip.distributed import World
 from navit_clip.model.attention import packed_attention
+from training.plan.workload import Workload
 
+FP32 = 4.0
 GIB = 2**30
 
 
@@ -28,6 +33,13 @@ class Hardware:
     """Those of fp32 matrix products, in which the loss is computed."""
     memory_rate: float
     """Bytes between memory and the device, as they are reached."""
+    norm_rate: float
+    """Those of layer norms, forward and backward, which a CPU has to compute for longer."""
+    gelu_rate: float
+    """Those of GELU, likewise."""
+    fresh_rate: float
+    """Bytes a second of memory that was just obtained, written for the first time: a CPU's system clears it
+    page by page, where a GPU's allocator keeps what was freed."""
     memory: float
     """Bytes that a run may use."""
     node_size: int
@@ -42,6 +54,10 @@ class Hardware:
     """Images that one core decodes, resizes and cuts (an EPYC's: 640 to 1000, benchmarks/decode.py)."""
 
 
+NORM_PASSES = 7
+"""Over the values of a layer norm, forward (2) and backward (5: its weights' gradients read all again)."""
+GELU_PASSES = 5
+"""Over the values of GELU, forward (2) and backward (3)."""
 REACHED = 0.75
 """Of the data sheet's matrix-product rate: cuBLAS in bfloat16 on large matrices."""
 ATTENTION_REACHED = 0.35
@@ -62,6 +78,9 @@ def _gpu(name: str, bf16: float, fp32: float, memory: float, gib: int, links: fl
         attention_rate=ATTENTION_REACHED * bf16,
         loss_rate=REACHED * fp32,
         memory_rate=MEMORY_REACHED * memory,
+        norm_rate=MEMORY_REACHED * memory,
+        gelu_rate=MEMORY_REACHED * memory,
+        fresh_rate=math.inf,
         memory=USABLE * gib * GIB,
         node_size=8,
         node_rate=NETWORK_REACHED * links / 2,
@@ -77,40 +96,76 @@ GPUS = {
 }
 
 
-def measured_here(widths: tuple[int, ...], tokens: int) -> Hardware:
+def measured_here(workload: Workload, world: World) -> Hardware:
     """This machine's CPU, with as many threads as torch uses now, a rank a process.
 
     Args:
-        widths: of the towers: products are those of their MLPs, whose rate depends on the width.
-        tokens: rows of the products, as many as a batch has.
+        workload: products, norms and GELU are timed at its towers' widths, on as many rows as a batch has.
+        world: all ranks measure at once; what a single one cannot, the way to others, is taken to be a
+            quarter of the memory's rate: copied out and in, read and written each time.
     """
-    rates = [_product_rate(width, tokens) for width in widths]
-    product_rate = sum(rates) / len(rates)
+    model = workload.model
+    sizes = [(model.image, round(workload.image_tokens)), (model.text, round(workload.text_tokens))]
+    product_rate = _product_rate([(tower.width, tower.mlp_dim, tokens) for tower, tokens in sizes])
     memory_rate = _memory_rate()
+    between = memory_rate / 4 if world.size == 1 else _exchange_rate(world)
+    image, tokens = sizes[0]
     return Hardware(
         name="this",
         product_rate=product_rate,
         attention_rate=_attention_rate(),
         loss_rate=product_rate,
         memory_rate=memory_rate,
+        norm_rate=_norm_rate(tokens, image.width),
+        gelu_rate=_gelu_rate(tokens, image.mlp_dim),
+        fresh_rate=_fresh_rate(),
         memory=float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")),
         node_size=os.cpu_count() or 1,
-        node_rate=memory_rate / 4,  # through sockets: copied out and in, read and written each time
-        network_rate=memory_rate / 4,
+        node_rate=between,
+        network_rate=between,
     )
 
 
-def _product_rate(width: int, tokens: int) -> float:
-    """Of the forward and both backward products of a layer of [width, 4 width], in turn."""
-    rows, weight = torch.randn(tokens, width), torch.randn(4 * width, width)
-    upstream = torch.randn(tokens, 4 * width)
+def _product_rate(sizes: Sequence[tuple[int, int, int]]) -> float:
+    """Of MLPs' products, forward and both of backward, in turn; of width, hidden width and rows of each."""
+    operations = seconds = 0.0
+    for width, hidden, tokens in sizes:
+        rows, weight = torch.randn(tokens, width), torch.randn(hidden, width)
+        upstream = torch.randn(tokens, hidden)
 
-    def three() -> None:
-        _ = rows @ weight.T
-        _ = upstream @ weight
-        _ = upstream.T @ rows
+        def three(rows: Tensor = rows, weight: Tensor = weight, upstream: Tensor = upstream) -> None:
+            _ = rows @ weight.T
+            _ = upstream @ weight
+            _ = upstream.T @ rows
 
-    return 3 * 2.0 * tokens * width * 4 * width / _seconds(three)
+        operations += 3 * 2.0 * tokens * width * hidden
+        seconds += _seconds(three)
+    return operations / seconds
+
+
+def _norm_rate(tokens: int, width: int) -> float:
+    """Of NORM_PASSES over the values."""
+    values, upstream = torch.randn(tokens, width, requires_grad=True), torch.randn(tokens, width)
+    norm = torch.nn.LayerNorm(width)
+    return NORM_PASSES * FP32 * tokens * width / _seconds(lambda: norm(values).backward(upstream))
+
+
+def _gelu_rate(tokens: int, hidden: int) -> float:
+    """Of GELU_PASSES over the values."""
+    values, upstream = torch.randn(tokens, hidden, requires_grad=True), torch.randn(tokens, hidden)
+    gelu = torch.nn.GELU(approximate="tanh")
+    return GELU_PASSES * FP32 * tokens * hidden / _seconds(lambda: gelu(values).backward(upstream))
+
+
+def _fresh_rate(numbers: int = 2**26) -> float:
+    """Of filling far more than an allocator keeps."""
+    return FP32 * numbers / _seconds(lambda: torch.ones(numbers))
+
+
+def _exchange_rate(world: World, numbers: int = 2**22) -> float:
+    """Of a ring that sums over ranks: each number leaves a rank twice, less its share."""
+    values = torch.zeros(numbers)
+    return 2 * (1 - 1 / world.size) * FP32 * numbers / _seconds(lambda: world.sum(values))
 
 
 def _attention_rate(images: int = 8, length: int = 196, heads: int = 6, head_dim: int = 64) -> float:

@@ -17,9 +17,9 @@ from navit_clip.model import TOWERS, ClipConfig, Tower, TwoTowers
 from navit_clip.model.blocks import TransformerConfig
 from training.config import RunConfig
 from training.engine import EngineConfig
+from training.plan.hardware import FP32
 from training.plan.workload import Workload
 
-FP32 = 4.0
 BUCKET = 5e8
 """Numbers in DeepSpeed's buffer for gradients on their way (its default, which this project leaves)."""
 LIVE = 1e9

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from navit_clip.model import TOWERS
 from navit_clip.model.blocks import TransformerConfig
 from training.config import RunConfig
-from training.plan.hardware import Hardware
-from training.plan.memory import BUCKET, FP32, count_weights
+from training.plan.hardware import FP32, GELU_PASSES, NORM_PASSES, Hardware
+from training.plan.memory import BUCKET, count_weights
 from training.plan.workload import Workload
 
 OVERLAPPED = {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.8}
@@ -50,7 +50,7 @@ def step_time(config: RunConfig, workload: Workload, num_ranks: int, hardware: H
         towers=towers,
         loss=loss_time(batches * workload.pairs, workload.model.image.width, num_ranks, hardware),
         exchange=max(0.0, exchange - OVERLAPPED[stage] * towers),
-        optimizer=optimizer_bytes(own, trained, stage) / hardware.memory_rate,
+        optimizer=optimizer_time(own, trained, stage, hardware),
         model_flops=batches * workload.flops(_trained(config)),
     )
 
@@ -60,34 +60,35 @@ def towers_time(config: RunConfig, workload: Workload, hardware: Hardware) -> fl
     half = config.engine.precision == "bf16"
     backward = _trained(config)
     attention, operations = workload.attention_flops(backward), workload.flops(backward)
-    traffic = 0.0
+    by_value = 0.0
     for name, tokens in zip(TOWERS, (workload.image_tokens, workload.text_tokens), strict=True):
         tower: TransformerConfig = getattr(config.model, name)
-        traffic += tokens * tower.depth * block_traffic(tower, half)
+        by_value += tokens * tower.depth * block_time(tower, half, hardware)
     seconds = (
-        (operations - attention) / hardware.product_rate
-        + attention / hardware.attention_rate
-        + traffic / hardware.memory_rate
+        (operations - attention) / hardware.product_rate + attention / hardware.attention_rate + by_value
     )
     checkpoints = all(getattr(config.model, name).checkpoint_blocks for name in TOWERS)
     forwards_again = (config.engine.accumulation > 1) + checkpoints
     return seconds * (1 + forwards_again / 3)
 
 
-def block_traffic(tower: TransformerConfig, half: bool) -> float:
-    """Bytes that a block reads and writes of one token beside its products, forward and backward.
+def block_time(tower: TransformerConfig, half: bool, hardware: Hardware) -> float:
+    """Seconds that a block spends on one token beside its products and attention, forward and backward.
 
-    Forward: two norms, two residual sums, GELU. Backward: two norms, whose weights' gradients read it all
-    again, two sums of gradients, GELU, and the stacking of the gradients of query, key and value. In half
-    precision, the casts between the fp32 stream and the products, both ways.
+    Two norms; GELU; two residual sums and two sums of gradients; the stacking of the gradients of query, key
+    and value. In half precision, the casts between the fp32 stream and the products, both ways.
     """
     width, hidden = tower.width, tower.mlp_dim
     compute = 2 if half else FP32
-    stream = FP32 * width * (4 + 4 + 10 + 6)
-    products = compute * (2 * width + 6 * width + (2 + 3) * hidden)
+    norms = 2 * (FP32 * (NORM_PASSES - 1) + compute) * width
+    sums = FP32 * 12 * width + compute * 6 * width
     biases = compute * (5 * width + hidden) if tower.biases else 0
     casts = 6 * (FP32 + compute) * width if half else 0
-    return stream + products + biases + casts
+    return (
+        norms / hardware.norm_rate
+        + GELU_PASSES * compute * hidden / hardware.gelu_rate
+        + (sums + biases + casts) / hardware.memory_rate
+    )
 
 
 def loss_time(pairs: float, dim: int, num_ranks: int, hardware: Hardware) -> float:
@@ -126,13 +127,21 @@ def exchange_time(config: RunConfig, weights: int, trained: int, num_ranks: int,
     return passes * numbers * share / rate + hops
 
 
-def optimizer_bytes(own: float, trained: int, stage: int) -> float:
-    """The norm and clipping read gradients and write them; AdamW reads four numbers and writes three.
+def optimizer_time(own: float, trained: int, stage: int, hardware: Hardware) -> float:
+    """The norm reads gradients, clipping reads and writes them, AdamW reads four numbers and writes three.
 
-    From ZeRO 1 on gradients are copied into buckets and into a flat share first, and weights out of it.
+    From ZeRO 1 on gradients are copied from where backward leaves them into a buffer, each step a new one,
+    out of it into the rank's share, and there into one flat vector, which are new as well; the weights come
+    back from their flat copy. At stage 3 all weights are gathered in new memory, too.
     """
-    copies = 2 * FP32 * (trained + 2 * own) if stage else 0
-    return FP32 * own * (1 + 2 + 4 + 3) + copies
+    passes, fresh = (1 + 2 + 7) * own, 0.0
+    if stage:
+        passes += 4 * trained + 6 * own
+        fresh += trained + 2 * own
+    if stage == 3:
+        passes += 2 * trained
+        fresh += trained
+    return FP32 * (passes / hardware.memory_rate + fresh / hardware.fresh_rate)
 
 
 def _trained(config: RunConfig) -> tuple[bool, bool]:
