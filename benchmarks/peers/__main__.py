@@ -188,7 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--case", choices=list(CASES), default="equal", help="of images")
     parser.add_argument("--images", type=int, default=16, help="images, captions or pairs")
     parser.add_argument("--forward", action="store_true", help="without a backward pass")
-    parser.add_argument("--compiled", action="store_true", help="ours and timm compiled, too: a minute or more to compile")
+    parser.add_argument(
+        "--compiled", action="store_true", help="ours and timm compiled, too: a minute or more to compile"
+    )
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each, after one to warm up")
     parser.add_argument("--seed", type=int, default=0)

@@ -85,6 +85,12 @@ def count_weights(config: RunConfig) -> tuple[int, int]:
     return sum(sizes.values()) - frozen, frozen
 
 
+def count_tensors(config: RunConfig) -> int:
+    """Into which the weights are divided."""
+    with torch.device("meta"):
+        return sum(1 for _ in TwoTowers(config.model).parameters())
+
+
 def trained_weights(config: RunConfig, tower: Tower) -> int:
     """Of one tower."""
     return 0 if getattr(config.optimizer, tower).freeze else _sizes(config.model)[tower]

@@ -13,12 +13,18 @@ from navit_clip.model import TOWERS
 from navit_clip.model.blocks import TransformerConfig
 from training.config import RunConfig
 from training.plan.hardware import FP32, GELU_PASSES, NORM_PASSES, Hardware
-from training.plan.memory import BUCKET, count_weights
+from training.plan.memory import BUCKET, count_tensors, count_weights
 from training.plan.workload import Workload
 
 OVERLAPPED = {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.8}
 """Share of the towers' time behind which a ZeRO stage hides what it exchanges: DeepSpeed overlaps by
 default at stage 3 alone, where the first weights still have to be there before anything can start."""
+
+NEW_COPIES = {0: (0, 0), 1: (2, 2), 2: (2, 2), 3: (5, 4)}
+"""How often a stage writes memory that it has only just obtained, as much as all trained weights take and as
+much as a rank's share takes: from profiles of one rank on a CPU."""
+HOOKS = {0: 0, 1: 1, 2: 1, 3: 2}
+"""How often a stage's Python takes `hook_time` for a tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,8 @@ def step_time(config: RunConfig, workload: Workload, num_ranks: int, hardware: H
         towers=towers,
         loss=loss_time(batches * workload.pairs, workload.model.image.width, num_ranks, hardware),
         exchange=max(0.0, exchange - OVERLAPPED[stage] * towers),
-        optimizer=optimizer_time(own, trained, stage, hardware),
+        optimizer=optimizer_time(own, trained, stage, hardware)
+        + HOOKS[stage] * hardware.hook_time * count_tensors(config),
         model_flops=batches * workload.flops(_trained(config)),
     )
 
@@ -130,17 +137,12 @@ def exchange_time(config: RunConfig, weights: int, trained: int, num_ranks: int,
 def optimizer_time(own: float, trained: int, stage: int, hardware: Hardware) -> float:
     """The norm reads gradients, clipping reads and writes them, AdamW reads four numbers and writes three.
 
-    From ZeRO 1 on gradients are copied from where backward leaves them into a buffer, each step a new one,
-    out of it into the rank's share, and there into one flat vector, which are new as well; the weights come
-    back from their flat copy. At stage 3 all weights are gathered in new memory, too.
+    From ZeRO 1 on gradients are copied out of backward, into a buffer, out of it into the rank's share and
+    there into one flat vector, and weights out of their flat copy; at stage 3 weights are gathered, besides.
     """
-    passes, fresh = (1 + 2 + 7) * own, 0.0
-    if stage:
-        passes += 4 * trained + 6 * own
-        fresh += trained + 2 * own
-    if stage == 3:
-        passes += 2 * trained
-        fresh += trained
+    passes = (1 + 2 + 7) * own + (4 * trained + 6 * own if stage else 0) + (2 * trained if stage == 3 else 0)
+    of_all, of_own = NEW_COPIES[stage]
+    fresh = of_all * trained + of_own * own
     return FP32 * (passes / hardware.memory_rate + fresh / hardware.fresh_rate)
 
 
