@@ -187,8 +187,8 @@ class _Form(pickle.Pickler):
     def persistent_id(self, obj: Any) -> tuple[int, int, tuple[int, ...], torch.dtype] | None:
         if not isinstance(obj, Tensor):
             return None
-        start = obj.storage_offset() * obj.itemsize
-        return start, start + obj.nbytes, tuple(obj.shape), obj.dtype
+        start = int(obj.storage_offset()) * obj.itemsize
+        return start, start + int(obj.nbytes), tuple(obj.shape), obj.dtype
 
 
 class _Opened(pickle.Unpickler):

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from omegaconf import OmegaConf
 
+from navit_clip.config import build_config
 from navit_clip.data.images import decode_image
 from navit_clip.data.remote import RemoteConfig
 from navit_clip.data.samples import IMAGE_EXTENSIONS, read_samples
@@ -66,9 +68,8 @@ def _of_run(path: Path) -> Examples | None:
     if run is None:
         return None
     config = OmegaConf.load(run / RUN_CONFIG_FILE)
-    remote = RemoteConfig(
-        **(OmegaConf.to_container(OmegaConf.select(config, "data.remote") or OmegaConf.create()))
-    )
+    settings: Any = OmegaConf.to_container(OmegaConf.select(config, "data.remote") or OmegaConf.create())
+    remote = build_config(RemoteConfig, settings, f"{run / RUN_CONFIG_FILE}: data.remote")
     for use, section in (("validation", "validation.data"), ("training", "data")):
         shards = list(OmegaConf.select(config, f"{section}.shards") or [])
         caption_key = OmegaConf.select(config, f"{section}.caption_key")
