@@ -24,8 +24,8 @@ _STATE_BYTES = 32
 def sample_random(seed: int, epoch: int, key: str) -> np.random.Generator:
     """The generator of all that is drawn for a sample in an epoch."""
     digest = _digest("sample", seed, epoch, key, size=_STATE_BYTES)
-    seed: Any = _Mixed(digest)  # numpy's types leave out that it takes any ISeedSequence
-    return np.random.Generator(np.random.PCG64(seed))
+    mixed: Any = _Mixed(digest)  # numpy's types leave out that it takes any ISeedSequence
+    return np.random.Generator(np.random.PCG64(mixed))
 
 
 def seed_of(*words: str | int) -> int:
