@@ -6,7 +6,8 @@
       weights.safetensors                the weights in training, where model/ holds their average
       moments.safetensors                what the optimizer remembers of each weight
       run.json                           step, pairs, every rank's place in the data, the size and digest
-                                         of every file
+                                         of every file and of the record itself
+    RUN/checkpoints/given-up-00002000/   what a run had come to before it went back to an earlier step
 
 Weights and moments are whole, each under its own name, so that a run may go on at any number of ranks and any
 ZeRO stage; nothing is pickled. A folder is written beside its place, forced to the disk, and renamed into it;
@@ -82,6 +83,8 @@ class CheckpointWriter:
         tokenizer: goes into model/.
         world: the ranks.
         say: told of each checkpoint that is whole, on the main rank.
+        when_lost: called where a checkpoint could not be written, on the main rank, by the thread that
+            writes; the next `save` says why.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class CheckpointWriter:
         tokenizer: Tokenizer,
         world: World,
         say: Callable[[str], None],
+        when_lost: Callable[[], None] = lambda: None,
     ):
         self._folder = run / "checkpoints"
         self._config = config
@@ -99,6 +103,7 @@ class CheckpointWriter:
         self._tokenizer = tokenizer
         self._world = world
         self._say = say
+        self._when_lost = when_lost
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -113,9 +118,16 @@ class CheckpointWriter:
         """Saves the run as it is after a step; all ranks call it together.
 
         Raises:
-            CheckpointError: the checkpoint before could not be written; says why, and which one is whole.
+            CheckpointError: the checkpoint before could not be written; says why, and which one is whole. On
+                all ranks.
         """
-        self.wait()
+        lost: CheckpointError | None = None
+        try:
+            self.wait()
+        except CheckpointError as error:
+            lost = error
+        if (lost := self._world.gather_objects(lost)[0]) is not None:
+            raise lost
         state = engine.state()
         record = {
             "step": progress.step,
@@ -160,13 +172,14 @@ class CheckpointWriter:
             if state.average:
                 save_file(dict(state.weights), partial / WEIGHTS)
             save_file(dict(state.moments), partial / MOMENTS)
-            (partial / RECORD).write_text(json.dumps({**record, "files": _manifest(partial)}))
+            (partial / RECORD).write_text(sealed({**record, "files": _manifest(partial)}))
             _force_to_disk(partial)
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before naming it
             partial.rename(folder)
             name_latest(folder)
         except Exception as error:  # safetensors has its own for a full disk
             shutil.rmtree(partial, ignore_errors=True)
+            self._when_lost()
             raise CheckpointError(
                 f"{folder}: could not be saved: {error}; the last whole checkpoint is {self._latest()}"
             ) from error
@@ -174,13 +187,50 @@ class CheckpointWriter:
         self._say(f"saved {folder}")
 
     def _discard_old(self, newest: Path) -> None:
-        """Of the checkpoints up to `newest`; those of later steps, from before a resume, do not count."""
+        """Of the checkpoints up to `newest`. One that cannot be removed is said, and tried again."""
         saved = sorted(folder for folder in self._folder.glob("step-*") if folder.name <= newest.name)
         keep, keep_every = self._config.keep, self._config.keep_every
         for folder in saved[:-keep] if keep else []:
             step = int(folder.name.removeprefix("step-"))
             if not keep_every or step % keep_every:
-                shutil.rmtree(folder)
+                try:
+                    shutil.rmtree(folder)
+                except OSError as error:
+                    self._say(f"{folder}: could not be removed: {error}")
+
+
+def go_back_to(folder: Path) -> list[Path]:
+    """Makes a checkpoint the run's latest, and gives up the later ones: they are no part of the run any more.
+
+    Returns:
+        Where those are from now on.
+    """
+    name_latest(folder)
+    given_up = []
+    for later in sorted(folder.parent.glob("step-*")):
+        if later.name > folder.name:
+            to = later.with_name(later.name.replace("step-", "given-up-"))
+            shutil.rmtree(to, ignore_errors=True)  # of an earlier time that the run went back
+            given_up.append(later.rename(to))
+    return given_up
+
+
+def sealed(record: dict[str, Any]) -> str:
+    """A record as JSON, with a digest of all of it."""
+    plain = json.loads(json.dumps(record))
+    return json.dumps({**plain, "digest": _digest_of(plain)})
+
+
+def opened(text: str) -> dict[str, Any]:
+    """The record that was sealed.
+
+    Raises:
+        ValueError: it is not as it was written.
+    """
+    record = json.loads(text)
+    if not isinstance(record, dict) or record.pop("digest", None) != _digest_of(record):
+        raise ValueError("not as it was written")
+    return record
 
 
 def name_latest(folder: Path) -> None:
@@ -201,6 +251,10 @@ def digest(file: Path) -> str:
         while part := contents.read(1 << 20):
             found.update(part)
     return found.hexdigest()
+
+
+def _digest_of(record: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _manifest(folder: Path) -> dict[str, list[Any]]:

@@ -262,5 +262,8 @@ def _forget_rows_after(metrics: Path, step: int, finished: bool) -> list[dict[st
         for line, row in rows
         if row["step"] < step or (row["step"] == step and (row["kind"] == "train" or not finished))
     ]
-    metrics.write_text("".join(line for line, _ in kept))
+    if len(kept) < len(lines):
+        partial = metrics.with_name(f".{metrics.name}.partial")
+        partial.write_text("".join(line for line, _ in kept))
+        partial.replace(metrics)
     return [row for _, row in kept]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from navit_clip.errors import CheckpointError, NavitClipError
 from navit_clip.model import ClipConfig, TwoTowers
 from navit_clip.tokenizer import Tokenizer, load_tokenizer, same_tokenizer
 from navit_clip.weights import CONFIG_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, config_differences
-from training.checkpoint import LATEST, MOMENTS, RECORD, WEIGHTS, Progress, digest
+from training.checkpoint import LATEST, MOMENTS, RECORD, WEIGHTS, Progress, digest, opened
 from training.engine import Engine, EngineState
 
 AUTO = "auto"
@@ -40,17 +39,20 @@ class Checkpoint:
             CheckpointError: it is not whole: says which file is missing or not as it was written.
         """
         try:
-            record = json.loads((folder / RECORD).read_text())
-            files = record["files"]
+            record = opened((folder / RECORD).read_text())
         except FileNotFoundError:
             raise CheckpointError(f"{folder}: not a checkpoint: there is no {RECORD} in it") from None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder}/{RECORD}: not readable: {error!r}") from error
-        for name, (size, expected) in files.items():
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: not whole: {RECORD}: {error}") from error
+        for name, (size, expected) in record["files"].items():
             file = folder / name
-            if not file.is_file():
-                raise CheckpointError(f"{folder}: not whole: there is no {name} in it")
-            if file.stat().st_size != size or digest(file) != expected:
+            try:
+                as_written = file.stat().st_size == size and digest(file) == expected
+            except FileNotFoundError:
+                raise CheckpointError(f"{folder}: not whole: there is no {name} in it") from None
+            except OSError as error:
+                raise CheckpointError(f"{folder}: not whole: {name}: {error}") from error
+            if not as_written:
                 raise CheckpointError(f"{folder}: not whole: {name} is not as it was written")
         return cls(folder, record)
 
@@ -158,12 +160,18 @@ def _find(run: Path, asked: str) -> Found:
     if asked not in (LATEST, AUTO):
         return Found(Checkpoint.open(Path(asked)), [])
     checkpoints = run / "checkpoints"
-    named = (checkpoints / LATEST).read_text().strip() if (checkpoints / LATEST).exists() else None
+    passed_over: list[str] = []
+    named = None
+    if (latest := checkpoints / LATEST).exists():
+        named = latest.read_text(errors="replace").strip()
+        if not named or not (checkpoints / named).is_dir():
+            passed_over.append(f"{latest}: names no checkpoint: {named!r}")
+            named = None
     if asked == LATEST:
         if named is None:
-            raise CheckpointError(f"{run}: nothing to resume: there is no {checkpoints / LATEST}")
+            reason = passed_over[0] if passed_over else f"there is no {latest}"
+            raise CheckpointError(f"{run}: nothing to resume: {reason}")
         return Found(Checkpoint.open(checkpoints / named), [])
-    passed_over = []
     for folder in sorted(checkpoints.glob("step-*"), reverse=True):
         if named is not None and folder.name > named:
             passed_over.append(f"{folder}: later than {named}, the latest: given up, or never finished")

@@ -24,7 +24,7 @@ class StopRequest:
     def listening(cls, world: World) -> Iterator[StopRequest]:
         """Takes SIGTERM and SIGUSR1 as requests until the block ends. They may come to any of the ranks."""
         request = cls(world)
-        before = {number: signal.signal(number, request._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        before = {number: signal.signal(number, request.ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
         try:
             yield request
         finally:
@@ -35,5 +35,6 @@ class StopRequest:
         """The same on all ranks, which call this together; a few bytes between hosts."""
         return any(self._world.counts(int(self._asked)))
 
-    def _ask(self, *_: object) -> None:
+    def ask(self, *_: object) -> None:
+        """From now on, on this rank. May come from a signal, or from another thread."""
         self._asked = True

@@ -22,7 +22,7 @@ from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
 from navit_clip.model import TwoTowers, choose_backend
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
-from training.checkpoint import LATEST, CheckpointWriter, Progress, name_latest
+from training.checkpoint import LATEST, CheckpointWriter, Progress, go_back_to
 from training.config import RunConfig
 from training.engine import Engine
 from training.initial_weights import load_initial_weights
@@ -98,15 +98,15 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         folders = checkpoint.folder.parent.glob("step-*")
         later = [folder for folder in folders if folder.name > checkpoint.folder.name]
         if own and later:
-            origin += f", whose {len(later)} later checkpoints it replaces as it comes to them"
+            origin += f", whose {len(later)} later checkpoints are given up, and called given-up-…"
         elif not own:
             origin += f", where the rows of its first {progress.step} steps stay"
 
     if world.is_main:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / "config.yaml")
-        if checkpoint is not None and own:  # gone back to: later steps are of an abandoned branch
-            name_latest(checkpoint.folder)
+        if checkpoint is not None and own:
+            go_back_to(checkpoint.folder)
     recorder = Recorder(run, progress, config, world)
     for reason in passed_over:
         recorder.say(f"passed over: {reason}")
@@ -117,8 +117,12 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         f"{origin or 'from the start'}"
     )
     try:
-        writer = CheckpointWriter(run, config.checkpoint, config.model, tokenizer, world, recorder.say)
-        with writer as checkpoints, StopRequest.listening(world) as stop:
+        with (
+            StopRequest.listening(world) as stop,
+            CheckpointWriter(
+                run, config.checkpoint, config.model, tokenizer, world, recorder.say, stop.ask
+            ) as checkpoints,
+        ):
             return train(
                 config,
                 engine,

@@ -29,7 +29,7 @@ from navit_clip.weights import load_model, resolve_model_folder
 from tests.data_builders import pairs_of
 from tests.ranks import on_ranks
 from tests.training_builders import small_run
-from training.checkpoint import CheckpointConfig
+from training.checkpoint import CheckpointConfig, Progress, name_latest, sealed
 from training.config import RunConfig
 from training.engine import Engine, EngineConfig
 from training.gradient import accumulate_gradient
@@ -128,7 +128,9 @@ def test_going_back_keeps_what_latest_names_and_clears_what_a_kill_left(tmp_path
     again = replace(config, checkpoint=CheckpointConfig(every=1000, keep=1))
     on_ranks(1, run_on_ranks, [(again, str(checkpoints / names[0]))])
     assert (checkpoints / "latest").read_text() == names[-1]
-    assert sorted(folder.name for folder in checkpoints.glob("step-*")) == [names[-1], later.name]
+    assert [folder.name for folder in checkpoints.glob("step-*")] == [names[-1]]
+    given_up = [name.replace("step", "given-up") for name in [*names[1:-1], later.name]]
+    assert sorted(folder.name for folder in checkpoints.glob("given-up-*")) == given_up
     assert not partial.exists()
 
 
@@ -197,7 +199,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
         ),
         ("the checkpoint's place in the data", "latest", {"data": replace(config.data, blocks_per_shard=3)}),
         ("not whole: moments.safetensors is not as it was written", "latest", {"folder": str(broken)}),
-        ("there is no run.json", "latest", {"folder": str(lost)}),
+        ("latest: names no checkpoint: ", "latest", {"folder": str(lost)}),
         ("there is no run.json", str(tmp_path), {"folder": str(tmp_path / "elsewhere")}),
     ]
     attempts = [(replace(config, **changes), resume) for _, resume, changes in cases]
@@ -323,12 +325,51 @@ def test_auto_takes_the_newest_that_is_whole_and_says_why_not_the_others(tmp_pat
         find_checkpoint(run, "auto", ALONE)
 
 
+RECORDS = {
+    "not JSON": b'{"step": 4',
+    "not text": b"\xff\x00",
+    "of something else": b'{"files": [1]}',
+    "empty": b"{}",
+}
+
+
+@pytest.mark.parametrize("record", [*RECORDS, "a digit changed", "a folder"])
+def test_auto_passes_over_a_record_that_is_not_as_it_was_written(tmp_path: Path, record: str):
+    for step in (1000, 2000):
+        (folder := tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+        (folder / "run.json").write_text(sealed({"step": step, "pairs": 10 * step, "files": {}}))
+        name_latest(folder)
+    written = tmp_path / "checkpoints" / "step-00002000" / "run.json"
+    if record == "a folder":  # as unreadable as a bad disk's
+        written.unlink()
+        written.mkdir()
+    else:
+        changed = written.read_bytes().replace(b"20000", b"70000")
+        written.write_bytes(RECORDS.get(record, changed))
+    found = find_checkpoint(tmp_path, "auto", ALONE)
+    assert found.checkpoint is not None
+    assert found.checkpoint.progress == Progress(1000, 10000)
+    assert len(found.passed_over) == 1
+    assert "step-00002000: not whole: run.json: " in found.passed_over[0]
+
+
+def test_a_broken_latest_names_nothing_and_is_said(tmp_path: Path):
+    (folder := tmp_path / "checkpoints" / "step-00001000").mkdir(parents=True)
+    (folder / "run.json").write_text(sealed({"step": 1000, "pairs": 10, "files": {}}))
+    (tmp_path / "checkpoints" / "latest").write_text("")
+    found = find_checkpoint(tmp_path, "auto", ALONE)
+    assert found.checkpoint is not None
+    assert "latest: names no checkpoint: ''" in found.passed_over[0]
+    with pytest.raises(CheckpointError, match=r"nothing to resume: .*latest: names no checkpoint: ''"):
+        find_checkpoint(tmp_path, "latest", ALONE)
+
+
 def run_out_of_disk(world: World, config: RunConfig) -> str:
     """Trains while no file may grow past a size that a checkpoint needs, as on a disk that is full."""
     steps = count(1)
 
     def accumulate(*arguments: Any):
-        if next(steps) == 4:
+        if next(steps) == 30:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
         return accumulate_gradient(*arguments)
 
@@ -339,11 +380,13 @@ def run_out_of_disk(world: World, config: RunConfig) -> str:
         training.loop.accumulate_gradient = accumulate_gradient
 
 
-def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_whole(tmp_path: Path):
-    config = replace(small_run(tmp_path), checkpoint=CHECKPOINT)
-    (said,) = on_ranks(1, run_out_of_disk, config)
-    last = Path(config.folder) / "checkpoints" / "step-00000002"
-    assert "step-00000004: could not be saved" in said
+def test_a_full_disk_is_said_on_all_ranks_and_leaves_the_last_checkpoint_whole(tmp_path: Path):
+    config = replace(small_run(tmp_path, pairs=100_000), checkpoint=CheckpointConfig(every=20))
+    said, by_the_other = on_ranks(2, run_out_of_disk, config)
+    last = Path(config.folder) / "checkpoints" / "step-00000020"
+    assert said == by_the_other
+    assert "step-00000040: could not be saved" in said
+    assert rows(Path(config.folder))[-1]["step"] < 60, "long before the next would be saved"
     assert f"the last whole checkpoint is {last}" in said
     found = find_checkpoint(Path(config.folder), "latest", ALONE).checkpoint
     assert found is not None
