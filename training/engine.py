@@ -41,7 +41,8 @@ class EngineConfig:
     """Where the optimizer's state is kept: none, with the weights; cpu, in the host's memory, where it then
     takes its steps, for ZeRO 1 to 3; nvme, in files of `offload_folder`, for ZeRO 3."""
     offload_folder: str = ""
-    """For nvme: a folder on a disk of the machine's own; ranks of all machines have one of this path."""
+    """For nvme: a folder on a disk of the machine's own; ranks of all machines have one of this path. Of one
+    run alone: another would write over its files."""
     compile: bool = False
     """Have torch.compile fuse what blocks do to each token by itself. It takes a minute or so at the first
     step, and again at the first evaluation."""

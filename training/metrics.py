@@ -256,7 +256,7 @@ def _forget_rows_after(metrics: Path, step: int, finished: bool) -> list[dict[st
     if not metrics.exists():
         return []
     lines = metrics.read_text().splitlines(keepends=True)
-    rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    rows = [(line, row) for line in lines if (row := _row_of(line)) is not None]
     kept = [
         (line, row)
         for line, row in rows
@@ -267,3 +267,12 @@ def _forget_rows_after(metrics: Path, step: int, finished: bool) -> list[dict[st
         partial.write_text("".join(line for line, _ in kept))
         partial.replace(metrics)
     return [row for _, row in kept]
+
+
+def _row_of(line: str) -> dict[str, Any] | None:
+    """None for a line that a kill or a power cut left half written, or not at all."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if line.endswith("\n") and isinstance(row, dict) else None

@@ -112,9 +112,10 @@ def test_rows_after_the_checkpoint_are_forgotten(tmp_path: Path):
     assert (tmp_path / "out.log").read_text().count("Train Epoch") == 9
 
 
-def test_a_row_that_a_kill_cut_off_is_forgotten(tmp_path: Path):
+@pytest.mark.parametrize("broken", ['{"kind": "train", "st', "\0\0\0\n", "{half\n", "7\n"])
+def test_a_row_that_a_kill_or_a_power_cut_broke_is_forgotten(tmp_path: Path, broken: str):
     whole = json.dumps({"kind": "train", "step": 1})
-    (tmp_path / "metrics.jsonl").write_text(f'{whole}\n{{"kind": "train", "st')
+    (tmp_path / "metrics.jsonl").write_text(f"{whole}\n{broken}")
     Recorder(tmp_path, Progress(step=1, pairs=0), small_run(tmp_path), ALONE).close()
     assert (tmp_path / "metrics.jsonl").read_text() == f"{whole}\n"
 
