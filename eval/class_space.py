@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from navit_clip.errors import ConfigError
+from eval.names import check_class_names
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,9 @@ class ClassSpace:
         """The same columns under other names.
 
         Raises:
-            ConfigError: they are not as many as the columns.
+            ConfigError: they are not as many as the columns, or are theirs in another order.
         """
-        if len(names) != len(self.prompts):
-            raise ConfigError(
-                f"class_names: expected {len(self.prompts)}, one a column of scores, found {len(names)}"
-            )
+        check_class_names(names, self.prompts, whose="the columns of scores")
         classes = tuple(names) if self.classes == self.prompts else self.classes
         return replace(self, classes=classes, prompts=tuple(names))
 

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from eval.class_space import ClassSpace
 from eval.image_packs import Samples
-from eval.names import read_names
+from eval.names import check_class_names, read_names
 from eval.prompts import check_templates
 from eval.samples import NamedSamples, NumberedSamples, ShardSamples, class_folder_samples
 from navit_clip.data.faults import Faults
+from navit_clip.data.remote import RemoteConfig
 from navit_clip.errors import ConfigError, DataError, SampleError
 
 CLASS_NAMES_FILE = "classnames.txt"
@@ -56,18 +57,30 @@ class CaptionedSamples:
     """What lacks to the whole data set."""
 
 
-def open_captioned(path: str, split: str, caption_key: str) -> CaptionedSamples:
+def open_captioned(
+    path: str, split: str, caption_key: str, remote: RemoteConfig | None = None
+) -> CaptionedSamples:
     """Samples with captions, for retrieval.
+
+    Args:
+        path: see the module.
+        split: subfolder of a CLIP_benchmark folder.
+        caption_key: "txt" or "json.KEY".
+        remote: how to fetch shards from elsewhere.
 
     Raises:
         DataError: nothing is there, or what is there has no sample.
         ConfigError: the caption key is not of a known form.
     """
-    return CaptionedSamples(ShardSamples(_shards(path, split), caption_key, labels=False))
+    return CaptionedSamples(ShardSamples(_shards(path, split), caption_key, labels=False, remote=remote))
 
 
 def open_classified(
-    path: str, split: str, label_key: str, class_names: Sequence[str] = ()
+    path: str,
+    split: str,
+    label_key: str,
+    class_names: Sequence[str] = (),
+    remote: RemoteConfig | None = None,
 ) -> ClassifiedSamples:
     """Samples with labels, for classification.
 
@@ -76,32 +89,35 @@ def open_classified(
         split: subfolder of a CLIP_benchmark folder.
         label_key: "cls" or "json.KEY"; folders have neither and ignore it.
         class_names: in the order of the labels; empty takes the data set's own.
+        remote: how to fetch shards from elsewhere.
 
     Raises:
         DataError: nothing is there, or what is there has no sample.
-        ConfigError: no class names are known, or they are not as many as the class folders; or a template
-            of the data set has no place for the class name.
+        ConfigError: no class names are known, or they are not as many as the data set's own, or those in
+            another order; or a template of the data set has no place for the class name.
     """
     folder = Path(path)
     if is_clip_benchmark(folder, split):
         own_names = _lines(folder / CLASS_NAMES_FILE)
+        if class_names and own_names:
+            check_class_names(class_names, own_names, whose=str(folder / CLASS_NAMES_FILE))
         templates = check_templates(_lines(folder / TEMPLATES_FILE), source=folder / TEMPLATES_FILE)
-    elif class_folders := _class_folders(folder):
+    elif class_folders := _class_folders(folder, split):
         return _classified_folder(folder, class_folders, class_names)
     else:
         own_names, templates = (), ()
     names = tuple(class_names) or own_names
     shards = _shards(path, split)
     if label_key != "cls":
-        named = ShardSamples(shards, label_key, labels=False)
+        named = ShardSamples(shards, label_key, labels=False, remote=remote)
         names = names or _distinct_names(named)
         return ClassifiedSamples(NamedSamples(named, names), ClassSpace.plain(names), templates)
+    samples = ShardSamples(shards, caption_key=None, labels=True, remote=remote)
     if not names:
         raise ConfigError(
             f"class_names: {path} has no {CLASS_NAMES_FILE}; give a file of class names in the order of the "
             "labels, or set label_key to the json.KEY that holds each sample's class name"
         )
-    samples = ShardSamples(shards, caption_key=None, labels=True)
     return ClassifiedSamples(NumberedSamples(samples, len(names)), ClassSpace.plain(names), templates)
 
 
@@ -120,11 +136,15 @@ def _shards(path: str, split: str) -> list[str]:
     return [str(folder / split / f"{number}.tar") for number in range(int(text))]
 
 
-def _class_folders(folder: Path) -> list[str]:
+def _class_folders(folder: Path, split: str) -> list[str]:
     """Names of the class folders of a folder that has some and no shard, in the order of their labels."""
     if not folder.is_dir() or any(folder.glob("*.tar")):
         return []
     names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if not names:
+        raise DataError(
+            f"{folder}: expected class folders, shards, or CLIP_benchmark's {split}/nshards.txt; found none"
+        )
     if splits := [name for name in names if is_clip_benchmark(folder, name)]:
         raise DataError(f"{folder}: the data set has no such split; it has {', '.join(sorted(splits))}")
     # Folders that are integers are labels, and 10 comes after 9.
@@ -134,11 +154,8 @@ def _class_folders(folder: Path) -> list[str]:
 def _classified_folder(
     folder: Path, class_folders: Sequence[str], class_names: Sequence[str]
 ) -> ClassifiedSamples:
-    if class_names and len(class_names) != len(class_folders):
-        raise ConfigError(
-            f"class_names: expected {len(class_folders)}, one for each class folder of {folder}, "
-            f"found {len(class_names)}"
-        )
+    if class_names:
+        check_class_names(class_names, class_folders, whose=f"the class folders of {folder}")
     names = tuple(class_names) or tuple(name.replace("_", " ") for name in class_folders)
     samples = class_folder_samples(folder, class_folders)
     if not len(samples):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -25,6 +25,7 @@ from navit_clip.config import build_config, load_config
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
 from navit_clip.model.attention import choose_backend
+from navit_clip.remote_option import add_remote_option, remote_config
 from navit_clip.weights import usual_tokens, weights_hash
 
 OUTPUT = "{folder}/eval/results.jsonl"
@@ -53,8 +54,11 @@ IMAGE_FLAGS = ("tokens_per_image", "upscale", "keep", "token_budget", "num_worke
 
 def main(argv: Sequence[str]) -> int:
     """Evaluates, prints and writes; the exit code is 0. Errors are NavitClipErrors."""
+    if argv and not argv[0].startswith("-"):
+        raise ConfigError(f"{argv[0]}: a model follows --model: navit-clip eval --model {argv[0]} …")
     arguments = _parser().parse_args(argv)
     config = _config(arguments)
+    remote = remote_config(arguments.remote)
     home = model_home(arguments.model)
     outputs = _outputs(arguments.output, arguments.model, home, config.tasks)
     vectors = Path(arguments.vectors.replace("{folder}", str(home)))
@@ -67,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
         store = Store(vectors, weights, fingerprint(model, config), arguments.precision, world.device.type)
         if world.is_main:
             print(_heading(model, world, arguments.precision, backend))
-        for result, output in zip(evaluate(model, config, world, store), outputs, strict=True):
+        results = evaluate(model, config, world, store, remote)
+        for result, output in zip(results, outputs, strict=True):
             if world.is_main:
                 write_record(result.as_json(model.name, model.pretrained, weights), output)
                 print(f"\n{result_table(result)}\n  {output}")
@@ -98,8 +103,15 @@ def _heading(model: JudgedModel, world: World, precision: str, backend: str) -> 
     return f"{model.name} ({model.pretrained}): {precision} on {world.size} x {world.device.type}{attention}"
 
 
+class _Flags(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the flags that there are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help lists the flags")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="navit-clip eval", description="Zero-shot evaluation of a model.")
+    parser = _Flags(prog="navit-clip eval", description="Zero-shot evaluation of a model.")
     add = parser.add_argument
     add(
         "--model",
@@ -135,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep", type=float, help="share of patches shown, drawn at random (1)")
     add("--token_budget", type=int, help="tokens of a forward pass at most, instead of a batch size (16384)")
     add("--num_workers", type=int, help="decoding processes on each rank (2)")
+    add_remote_option(parser)
     add(
         "--precision",
         choices=list(PRECISIONS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,36 @@ def read_names(path: Path, dataset: str, what: str) -> list[str]:
     if not names:
         raise ConfigError(f"{what}: {path} is empty")
     return names
+
+
+def check_class_names(names: Sequence[str], own: Sequence[str], whose: str) -> None:
+    """Whether names can be those of a data set's classes, as far as its own names tell.
+
+    Args:
+        names: in the order of the labels.
+        own: the data set's own names, in that order; words of the others may be other words.
+        whose: where they are from, as an error's message says it.
+
+    Raises:
+        ConfigError: there are more or fewer, or more of them stand where another class has that name than
+            stand where their own has.
+    """
+    if len(names) != len(own):
+        raise ConfigError(f"class_names: expected {len(own)}, as many as {whose}, found {len(names)}")
+    given, owned = [[name.lower().replace("_", " ") for name in part] for part in (names, own)]
+    known = set(owned)
+    elsewhere = [
+        place
+        for place, (name, there) in enumerate(zip(given, owned, strict=True))
+        if name != there and name in known
+    ]
+    in_place = sum(name == there for name, there in zip(given, owned, strict=True))
+    if len(elsewhere) > in_place:
+        place = elsewhere[0]
+        raise ConfigError(
+            f"class_names: the names of {whose} in another order; expected {own[place]!r} as number "
+            f"{place + 1}, found {names[place]!r}"
+        )
 
 
 def _of_json(tree: Any, dataset: str, where: str) -> list[str]:

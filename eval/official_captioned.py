@@ -17,6 +17,7 @@ from typing import Any
 from eval.datasets import CaptionedSamples
 from eval.samples import FileSamples
 from navit_clip.batch import Sample
+from navit_clip.config import nearest
 from navit_clip.errors import DataError
 
 Captions = Mapping[str, Sequence[str]]
@@ -91,6 +92,15 @@ def open_official(name: str, root: Path, incomplete: bool) -> CaptionedSamples:
             f"{root}: {missing}; --incomplete (in a suite, incomplete: true) judges what is there"
         )
     return CaptionedSamples(FileSamples(files), missing)
+
+
+def expected_layout(name: str) -> str:
+    """What the folder of a data set should hold, in words; or what the name may stand for."""
+    if name not in OFFICIAL:
+        return nearest(name, list(OFFICIAL))
+    layout = OFFICIAL[name]
+    images = " or ".join(f"{folder}/" for folder in layout.image_folders if folder) or "val2014/"
+    return f"expected a folder with {layout.karpathy_file} and {images}; docs/evaluation.md says where from"
 
 
 def _captions(name: str, root: Path, layout: CaptionedLayout) -> Captions:

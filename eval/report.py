@@ -172,7 +172,7 @@ def _cost(groups: Sequence[Group]) -> list[Drawing]:
         for label, record in group.records.items()
         if "cost" in record
         for drawing in draw_cost(
-            f"{group.dataset}, {label}" if len(group.records) > 1 else group.dataset, record["cost"]
+            f"{group.dataset}, {label}" if group.is_named else group.dataset, record["cost"]
         )
     ]
 
@@ -193,7 +193,7 @@ def _mistakes(group: Group) -> str:
 def _retrieved(group: Group) -> str:
     return "".join(
         _section(
-            "What captions retrieve" + (f" from {html.escape(label)}" if len(group.records) > 1 else ""),
+            "What captions retrieve" + (f" from {html.escape(label)}" if group.is_named else ""),
             f'<p class="note">{len(record["examples"])} of {record["num_captions"]:,} held-out captions, '
             f"evenly spread over {html.escape(group.dataset)}, each with the images that score highest for "
             "it, best first. The right image is framed; where it is not among them, it stands at the end "

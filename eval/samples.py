@@ -10,6 +10,7 @@ from pathlib import Path
 from eval.image_packs import Samples
 from navit_clip.batch import Sample
 from navit_clip.config import nearest
+from navit_clip.data.remote import RemoteConfig
 from navit_clip.data.samples import IMAGE_EXTENSIONS, check_caption_key, read_sample
 from navit_clip.data.shards import find_shards
 from navit_clip.data.tar_index import OpenShard
@@ -23,12 +24,19 @@ class ShardSamples:
         shards: patterns, see `find_shards`.
         caption_key: where captions are, "txt" or "json.KEY"; None reads none.
         labels: whether a sample needs a label in its .cls.
+        remote: how to fetch shards from elsewhere.
     """
 
-    def __init__(self, shards: Sequence[str], caption_key: str | None, labels: bool):
+    def __init__(
+        self,
+        shards: Sequence[str],
+        caption_key: str | None,
+        labels: bool,
+        remote: RemoteConfig | None = None,
+    ):
         check_caption_key(caption_key)
-        self._arguments = (shards, caption_key, labels)
-        opened = [OpenShard(shard) for shard in find_shards(shards)]
+        self._arguments = (shards, caption_key, labels, remote)
+        opened = [OpenShard(shard) for shard in find_shards(shards, remote)]
         self._places = [(shard, index) for shard in opened for index in range(len(shard))]
         self._files = [Path(shard.shard.path) for shard in opened]
         self.keys = [shard.key(index) for shard, index in self._places]
@@ -42,11 +50,11 @@ class ShardSamples:
 
     def __getitem__(self, index: int, /) -> Sample:
         shard, place = self._places[index]
-        _, caption_key, labels = self._arguments
+        _, caption_key, labels, _ = self._arguments
         return read_sample(shard, place, caption_key, labels)
 
     def fingerprint(self) -> str:
-        return _digest([*self._arguments[1:], *_states(self._files)])
+        return _digest([*self._arguments[1:3], *_states(self._files)])
 
 
 class FileSamples:

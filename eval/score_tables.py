@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,30 @@ class Group:
     dataset: str
     task: str
     records: dict[str, Record]
+    """A label -> a result."""
+    is_named: bool
+    """Whether a reader has to be told whose results these are."""
 
 
 def group_records(records: Sequence[Record]) -> list[Group]:
     """Results by data set and task; a label names the model, and where that is not enough, the settings."""
     groups = []
+    names = _model_names([record["model"] for record in records])
     for dataset, task in dict.fromkeys((record["dataset"], record["task"]) for record in records):
         own = [record for record in records if (record["dataset"], record["task"]) == (dataset, task)]
-        groups.append(Group(dataset, task, dict(zip(_labels(own), own, strict=True))))
+        labelled = dict(zip(_labels(own, names), own, strict=True))
+        groups.append(Group(dataset, task, labelled, is_named=len(names) > 1 or len(own) > 1))
     return groups
 
 
 def score_table(group: Group) -> str:
     """HTML: every metric of every model, where it lies in 95 of 100 resamples, and what guessing gets."""
-    several = len(group.records) > 1
-    columns = ["metric", *(["model"] if several else []), "score", "95 %", "chance", "0 to 100 %"]
+    columns = ["metric", *(["model"] if group.is_named else []), "score", "95 %", "chance", "0 to 100 %"]
     kinds = {"score": "number", "95 %": "number", "chance": "number", "0 to 100 %": "bar"}
     heads = "".join(f'<th class="{kinds.get(column, "")}">{column}</th>' for column in columns)
     names = dict.fromkeys(name for record in group.records.values() for name in record["metrics"])
     rows = "".join(
-        _row(name, label, record, several, is_first=number == 0)
+        _row(name, label, record, group.is_named, is_first=number == 0)
         for name in names
         for number, (label, record) in enumerate(group.records.items())
         if name in record["metrics"]
@@ -49,13 +53,13 @@ def score_table(group: Group) -> str:
     )
 
 
-def _row(name: str, label: str, record: Record, several: bool, is_first: bool) -> str:
+def _row(name: str, label: str, record: Record, is_named: bool, is_first: bool) -> str:
     value, chance = record["metrics"][name], record["chance"].get(name)
     low, high = record.get("intervals", {}).get(name, (None, None))
     shown = "" if low is None else f"{shown_metric(name, low)} to {shown_metric(name, high)}"
     cells = [
         f"<td>{html.escape(name) if is_first else ''}</td>",
-        *([f"<td>{html.escape(label)}</td>"] if several else []),
+        *([f"<td>{html.escape(label)}</td>"] if is_named else []),
         f'<td class="number">{shown_metric(name, value)}</td>',
         f'<td class="number quiet">{shown}</td>',
         f'<td class="number quiet">{"" if chance is None else shown_metric(name, chance)}</td>',
@@ -78,7 +82,7 @@ def _notes(group: Group) -> Iterator[str]:
         about = [f"{record['num_samples']:,} images", f"{_tokens(record)} tokens each"]
         scoring = record.get("protocol", {}).get("scoring")
         about += [f"scoring: {scoring}"] if scoring else []
-        prefix = f"<b>{html.escape(label)}</b>: " if len(group.records) > 1 else ""
+        prefix = f"<b>{html.escape(label)}</b>: " if group.is_named else ""
         yield f'<p class="note">{prefix}{html.escape("; ".join(about))}</p>'
         for note in record["notes"]:
             kind = "note warning" if note.startswith("incomplete") else "note"
@@ -91,9 +95,19 @@ def _tokens(record: Record) -> str:
     return f"at most {record['tokens_per_image']}"
 
 
-def _labels(records: Sequence[Record]) -> list[str]:
+def _model_names(models: Sequence[str]) -> dict[str, str]:
+    """Each model -> the last parts of its path, as few as tell all of them apart."""
+    paths = {model: Path(model).parts for model in models}
+    for count in range(1, max(map(len, paths.values()), default=0)):
+        names = {model: "/".join(parts[-count:]) for model, parts in paths.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {model: model for model in models}
+
+
+def _labels(records: Sequence[Record], model_names: Mapping[str, str]) -> list[str]:
     """The shortest names that tell the records apart: of the model, then with weights, then with settings."""
-    names = [Path(record["model"].rstrip("/")).name for record in records]
+    names = [model_names[record["model"]] for record in records]
     if len(set(names)) < len(names):
         weights = [Path(str(record.get("pretrained", ""))).parent.name for record in records]
         if len(set(weights)) > 1:

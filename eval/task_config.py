@@ -43,7 +43,8 @@ class TaskConfig:
     border: int = 0
     """Pixels cut off on each side of every image; ObjectNet by name always loses its red border."""
     center: float = 1.0
-    """Share of height and width kept around the middle: 1 is NaViT's "resize", 0.75 its "crop"."""
+    """Share of height and width kept around the middle: of ObjectNet and ImageNet-A, 1 is NaViT's "resize",
+    0.75 its "crop"."""
     cost_tokens: list[int] = field(default_factory=list)
     """Classification by a packed model: also judge it at each of these tokens per image, with and without
     upscaling, in cascades from fewer tokens to more, and with patches dropped at random."""

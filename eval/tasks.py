@@ -6,7 +6,7 @@ state it leaves alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from eval.store import Store
 from eval.task_config import EvalConfig, TaskConfig
 from eval.views import View
 from eval.zero_shot import Outcomes, classification_chance, classification_metrics, classify, per_class_recall
-from navit_clip.config import nearest
+from navit_clip.data.remote import RemoteConfig, is_remote
 from navit_clip.distributed import World
 from navit_clip.errors import DataError
 
@@ -43,7 +43,11 @@ NUM_RETRIEVED = 5
 
 
 def evaluate(
-    model: JudgedModel, config: EvalConfig, world: World, store: Store | None = None
+    model: JudgedModel,
+    config: EvalConfig,
+    world: World,
+    store: Store | None = None,
+    remote: RemoteConfig | None = None,
 ) -> Iterator[TaskResult]:
     """Runs the tasks one by one; all ranks must go through them together, and all get the results.
 
@@ -52,6 +56,7 @@ def evaluate(
         config: the tasks and how images are shown.
         world: the ranks.
         store: where vectors are kept and looked for; without one, nowhere.
+        remote: how to fetch shards from elsewhere.
 
     Raises:
         ConfigError: class names or templates are missing or do not fit the data set, or a setting does not
@@ -60,10 +65,10 @@ def evaluate(
         CheckpointError: the model's embeddings are not finite.
     """
     run = {"zeroshot_classification": _classify, "zeroshot_retrieval": _retrieve}
-    return (run[task.task](model, task, config, world, store) for task in config.tasks)
+    return (run[task.task](model, task, config, world, store, remote) for task in config.tasks)
 
 
-def open_classified_task(task: TaskConfig) -> ClassifiedSamples:
+def open_classified_task(task: TaskConfig, remote: RemoteConfig | None = None) -> ClassifiedSamples:
     """The data set of a classification task."""
     if task.is_official and task.name in official_classified.OFFICIAL:
         data = official_classified.open_official(task.name, Path(task.path), task.incomplete)
@@ -73,38 +78,41 @@ def open_classified_task(task: TaskConfig) -> ClassifiedSamples:
         return data
     if task.is_official:
         official_classified.check_variant(task.name)
-    _check_is_there(task, official_classified.OFFICIAL)
+    _check_is_there(task, official_classified.expected_layout)
     class_names = read_names(Path(task.class_names), task.name, "class_names") if task.class_names else ()
-    return open_classified(task.path, task.split, task.label_key, class_names)
+    return open_classified(task.path, task.split, task.label_key, class_names, remote)
 
 
-def open_captioned_task(task: TaskConfig) -> CaptionedSamples:
+def open_captioned_task(task: TaskConfig, remote: RemoteConfig | None = None) -> CaptionedSamples:
     """The data set of a retrieval task."""
     if task.is_official and task.name in official_captioned.OFFICIAL:
         return official_captioned.open_official(task.name, Path(task.path), task.incomplete)
-    _check_is_there(task, official_captioned.OFFICIAL)
-    return open_captioned(task.path, task.split, task.caption_key)
+    _check_is_there(task, official_captioned.expected_layout)
+    return open_captioned(task.path, task.split, task.caption_key, remote)
 
 
-def _check_is_there(task: TaskConfig, official: Any) -> None:
-    """Raises DataError for a name that is known, or nearly, and a place where nothing is."""
-    if (
-        task.path == task.name
-        and "/" not in task.name
-        and not Path(task.path).exists()
-        and "." not in task.name
-    ):
-        known = "" if task.name in official else f"; {nearest(task.name, list(official))}"
-        raise DataError(
-            f"{task.name}: no such folder here{known}; --dataset_root says where a data set lies, and "
-            "docs/evaluation.md how to get one"
-        )
+def _check_is_there(task: TaskConfig, expected_layout: Callable[[str], str]) -> None:
+    """Raises DataError where a folder is named, or only a name is given, and nothing is there."""
+    path = Path(task.path)
+    if path.exists() or is_remote(task.path) or path.suffix == ".tar" or set(task.path) & set("*?[{"):
+        return
+    layout = expected_layout(task.name)
+    if task.dataset.startswith("wds/"):
+        layout = f"expected CLIP_benchmark's folder, with {task.split}/nshards.txt in it"
+    elif task.path == task.name:
+        layout += "; --dataset_root says where a data set lies"
+    raise DataError(f"{task.name}: no such folder: {path.absolute()}; {layout}")
 
 
 def _classify(
-    model: JudgedModel, task: TaskConfig, config: EvalConfig, world: World, store: Store | None
+    model: JudgedModel,
+    task: TaskConfig,
+    config: EvalConfig,
+    world: World,
+    store: Store | None,
+    remote: RemoteConfig | None,
 ) -> TaskResult:
-    data = open_classified_task(task)
+    data = open_classified_task(task, remote)
     templates = load_templates(task.templates, task.name) or data.templates or PLAIN
     columns = class_embeddings(
         model, data.space.prompts, templates, world, config.token_budget, task.canonicalize, store
@@ -163,9 +171,14 @@ def _classify(
 
 
 def _retrieve(
-    model: JudgedModel, task: TaskConfig, config: EvalConfig, world: World, store: Store | None
+    model: JudgedModel,
+    task: TaskConfig,
+    config: EvalConfig,
+    world: World,
+    store: Store | None,
+    remote: RemoteConfig | None,
 ) -> TaskResult:
-    data = open_captioned_task(task)
+    data = open_captioned_task(task, remote)
     view = View(border=task.border, center=task.center)
     images = embed_images(model, data.samples, world, config, view, store)
     captions = [caption for sample in images.samples for caption in sample.captions]

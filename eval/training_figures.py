@@ -55,25 +55,25 @@ HEADLINES = {
 
 
 def draw_curves(rows: Sequence[dict[str, Any]]) -> list[Drawing]:
-    """One figure per quantity that the rows have, over the pairs seen."""
+    """One figure per quantity of which the rows have two points or more, over the pairs seen."""
     train = [row for row in rows if row["kind"] == "train"]
     validation = [row for row in rows if row["kind"] == "validation"]
-    drawings = [
-        _draw(
-            quantity.title,
-            quantity.axis,
-            [_curve("training", whole_windows(_points(train, quantity)))],
-            quantity.limits,
-        )
-        for quantity in QUANTITIES
-        if any(quantity.key in row for row in train)
-    ]
-    if validation:
-        loss = QUANTITIES[0]
-        curve = _curve("validation", _points(validation, loss))
-        drawings.insert(1, _draw("Validation loss", loss.axis, [curve]))
+    drawings = [_draw_quantity(quantity, "training", train) for quantity in QUANTITIES]
+    loss = QUANTITIES[0]._replace(title="Validation loss")
+    drawings.insert(1, _draw_quantity(loss, "validation", validation))
     scores = _score_curves([row for row in rows if row["kind"] == "eval"])
-    return drawings + [_draw(title, "score (%)", curves) for title, curves in scores.items()]
+    return [drawing for drawing in drawings if drawing is not None] + [
+        _draw(title, "score (%)", curves) for title, curves in scores.items()
+    ]
+
+
+def _draw_quantity(quantity: Quantity, label: str, rows: Sequence[dict[str, Any]]) -> Drawing | None:
+    """The curve of a quantity; nothing where one point is all that there is."""
+    points = _points(rows, quantity)
+    points = whole_windows(points) if label == "training" and len(points) else points
+    if len(points) < 2:
+        return None
+    return _draw(quantity.title, quantity.axis, [_curve(label, points)], quantity.limits)
 
 
 def _score_curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[Curve]]:

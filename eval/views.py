@@ -18,7 +18,7 @@ class View:
     border: int = 0
     """Pixels cut off on each side first; ObjectNet's images have a red border that must go."""
     center: float = 1.0
-    """Share of height and width kept around the middle; 0.75 is NaViT's "crop" for ObjectNet."""
+    """Share of height and width kept around the middle; 0.75 is NaViT's "crop" of ObjectNet, ImageNet-A."""
 
     def __post_init__(self):
         if self.border < 0:

@@ -168,7 +168,9 @@ def _evaluate(
         recorder.score("validation", {**at, "loss": loss, "skipped": sum(faults.counts.values())})
     if stop.asked():
         return
-    for result in evaluate(PackedModel(model, tokenizer), config.evaluation, world):
+    for result in evaluate(
+        PackedModel(model, tokenizer), config.evaluation, world, remote=config.data.remote
+    ):
         record = result.as_json(model=config.folder, pretrained=f"step {progress.step}")
         recorder.score("eval", {**at, **{name: record[name] for name in _EVAL_ROW}})
         if stop.asked():

@@ -60,9 +60,20 @@ def test_a_template_of_the_data_set_without_a_place_is_refused(wds):
 
 
 def test_labels_outside_the_class_names(wds):
+    (wds / "classnames.txt").unlink()
     samples = open_classified(str(wds), "test", "cls", ["cat", "dog"]).samples
     with pytest.raises(DataError, match=r"0/sample002: label 2 is outside the 2 class names \(0 to 1\)"):
         labels(samples)
+
+
+def test_class_names_that_cannot_be_the_folder_s(wds):
+    own = r"wds/classnames\.txt"
+    with pytest.raises(ConfigError, match=rf"class_names: expected 3, as many as .*{own}, found 4"):
+        open_classified(str(wds), "test", "cls", ["cat", "dog", "gas pump", "tench"])
+    with pytest.raises(ConfigError, match=rf"names of .*{own} in another order; expected 'cat' as number 1"):
+        open_classified(str(wds), "test", "cls", ["dog", "cat", "gas pump"])
+    given = open_classified(str(wds), "test", "cls", ["kitten", "dog", "petrol pump"])
+    assert given.space.classes == ("kitten", "dog", "petrol pump")
 
 
 def test_shards_with_numbers_need_class_names(tmp_path):
@@ -115,9 +126,11 @@ def test_folder_of_class_folders(tmp_path):
     assert data.samples.keys == ["anchor/0.PNG", "car_side/0.PNG", "car_side/1.PNG"]
     assert labels(data.samples) == [0, 1, 1]
     with pytest.raises(
-        ConfigError, match=r"class_names: expected 2, one for each class folder of .*, found 3"
+        ConfigError, match=r"class_names: expected 2, as many as the class folders of .*, found 3"
     ):
         open_classified(str(tmp_path), "test", "cls", ["a", "b", "c"])
+    with pytest.raises(ConfigError, match="another order; expected 'anchor' as number 1, found 'Car side'"):
+        open_classified(str(tmp_path), "test", "cls", ["Car side", "Anchor"])
     (tmp_path / "anchor" / "0.PNG").unlink()
     with pytest.raises(SampleError, match="unreadable file"):
         data.samples[0]
@@ -139,5 +152,10 @@ def test_nothing_there(tmp_path):
     with pytest.raises(SampleError, match="empty shard"):
         open_captioned(str(tmp_path / "empty.tar"), "test", "txt").samples[0]
     (tmp_path / "classes" / "cat").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: expected class folders, shards, or .*test/nshards\.txt"):
+        open_classified(str(tmp_path / "empty"), "test", "cls")
+    with pytest.raises(DataError, match="no shard matches"):
+        open_classified(str(tmp_path / "absent.tar"), "test", "cls")
     with pytest.raises(DataError, match="no image in its 1 class folders"):
         open_classified(str(tmp_path / "classes"), "test", "cls")

@@ -72,12 +72,33 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(run_folder, tmp
             main([*flags, "--output", str(output)])
 
 
+def test_shards_elsewhere_are_fetched_as_asked(run_folder, shard, tmp_path):
+    flags = ["--model", str(run_folder), "--dataset", f"pipe:cat {shard}", "--task", "zeroshot_retrieval"]
+    flags += ["--output", str(tmp_path / "results.jsonl"), *COSTS]
+    with pytest.raises(DataError, match=r"remote\.pipe_commands allows"):
+        main(flags)
+    assert main([*flags, "--remote", "pipe_commands=[cat]", f"cache={tmp_path / 'cache'}"]) == 0
+    assert list((tmp_path / "cache").iterdir())
+
+
 def test_an_evaluation_that_fails_leaves_no_empty_folder(run_folder, tmp_path):
     flags = ["--model", str(run_folder), "--dataset", str(tmp_path / "absent.tar"), "--task"]
     places = ["--output", str(tmp_path / "a" / "results.jsonl"), "--vectors", str(tmp_path / "b" / "vectors")]
     with pytest.raises(DataError, match="no shard matches"):
         main([*flags, "zeroshot_retrieval", *places, *COSTS])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistaken_command_line_is_one_line(run_folder, capsys):
+    with pytest.raises(
+        ConfigError, match=r"^runs/demo: a model follows --model: navit-clip eval --model runs"
+    ):
+        main(["runs/demo", "--dataset", "a"])
+    with pytest.raises(ConfigError, match=r"arguments are required: --model; navit-clip eval --help lists"):
+        main(["--dataset", "a"])
+    with pytest.raises(ConfigError, match=r"unrecognized arguments: --batch_size=3; "):
+        main(["--model", str(run_folder), "--dataset", "a", "--batch_size=3"])
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

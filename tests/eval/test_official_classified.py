@@ -224,7 +224,40 @@ def test_a_name_that_leaves_the_scoring_open_is_refused(tmp_path):
 
 def test_a_name_and_nothing_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"imagenet-s: no such folder here; did you mean imagenet-"):
-        open_classified_task(TaskConfig(dataset="imagenet-s", task="zeroshot_classification"))
-    with pytest.raises(DataError, match=r"imagenet1k: no such folder here; --dataset_root says"):
-        open_classified_task(TaskConfig(dataset="imagenet1k", task="zeroshot_classification"))
+    expected = {
+        "imagenet-s": r"/imagenet-s; did you mean imagenet-.*; --dataset_root says where",
+        "imagenet1k": r"/imagenet1k; expected a folder with n01440764 or val/n01440764 or .*; --dataset_root",
+        "imagenetv2-threshold0.7": r"expected a folder with 0 or imagenetv2-threshold0\.7-format-val/0 and",
+        "wds/imagenet1k": r"expected CLIP_benchmark's folder, with test/nshards\.txt in it$",
+    }
+    for name, said in expected.items():
+        with pytest.raises(DataError, match=f": no such folder: .*{said}"):
+            open_classified_task(TaskConfig(dataset=name, task="zeroshot_classification"))
+
+
+@pytest.mark.parametrize("name", ["imagenet1k", "imagenetv2-threshold0.7", "wds/imagenet1k", "my-pictures"])
+def test_a_root_that_is_not_there(tmp_path, name):
+    place = tmp_path / "absent"
+    task = TaskConfig(dataset=name, dataset_root=str(place), task="zeroshot_classification")
+    with pytest.raises(DataError, match=f"no such folder: {place}; "):
+        open_classified_task(task)
+
+
+def test_names_of_an_official_data_set_in_another_order_are_refused(imagenette, tmp_path):
+    names = list(OFFICIAL["imagenette"]().space.classes)
+
+    def opened(lines):
+        (tmp_path / "names.txt").write_text("\n".join(lines))
+        settings = {"dataset_root": str(imagenette), "class_names": str(tmp_path / "names.txt")}
+        task = TaskConfig(dataset="imagenette", task="zeroshot_classification", incomplete=True, **settings)
+        return open_classified_task(task)
+
+    assert opened(["a fish", *names[1:]]).space.classes[:2] == ("a fish", "English Springer Spaniel")
+    with pytest.raises(
+        ConfigError, match=r"in another order; expected 'tench' as number 1, found 'parachute'"
+    ):
+        opened([names[-1], *names[:-1]])
+    with pytest.raises(
+        ConfigError, match=r"class_names: expected 10, as many as the columns of scores, found 9"
+    ):
+        opened(names[:-1])

@@ -44,10 +44,9 @@ def run(tmp_path):
     folder = tmp_path / "a <run>"
     (folder / "eval").mkdir(parents=True)
     (folder / "eval" / "pictures.json").write_text(json.dumps(result.as_json("run", "step")))
-    rows = [
-        train_row(1),
-        train_row(2),
-        {"kind": "validation", "step": 2, "pairs": 96, "loss": 3.0, "skipped": 0},
+    rows = [train_row(1), train_row(2)]
+    rows += [
+        {"kind": "validation", "step": step, "pairs": 48 * step, "loss": 3.0, "skipped": 0} for step in (1, 2)
     ]
     rows += [eval_row(1), eval_row(2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -194,6 +193,28 @@ def test_models_side_by_side(results):
     ):
         assert axis in page
     assert "Mistakes that model-0 was surest of" in page
+
+
+def test_models_on_different_data_sets_are_named(results):
+    (record,) = read_records(results / "1.jsonl")
+    write_record({**record, "dataset": "others"}, results / "others.jsonl")
+    page = build_report(results / "0.jsonl", results / "others.jsonl")
+    assert page.count("<td>model-0</td>") == page.count("<td>model-1</td>") == 4
+    assert 'aria-label="others, model-1: accuracy over tokens"' in page
+    assert "<td>model-0</td>" not in build_report(results / "0.jsonl")
+
+
+def test_models_of_one_name_are_told_apart_by_their_folders(results):
+    (record,) = read_records(results / "0.jsonl")
+    groups = group_records([{**record, "model": "runs/a/export"}, {**record, "model": "runs/b/export/"}])
+    assert [list(group.records) for group in groups] == [["a/export", "b/export"]]
+
+
+def test_a_curve_of_one_point_is_not_drawn():
+    assert draw_curves([train_row(1)]) == []
+    validation = {"kind": "validation", "step": 2, "pairs": 96, "loss": 3.0}
+    titles = [drawing.title for drawing in draw_curves([train_row(1), train_row(2), validation])]
+    assert titles == [quantity.title for quantity in QUANTITIES]
 
 
 def test_results_of_one_model_are_told_apart_by_their_settings(results):
