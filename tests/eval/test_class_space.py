@@ -42,5 +42,7 @@ def test_other_names_for_the_columns():
     assert ClassSpace.plain(["a", "b"]).renamed(["c", "d"]) == ClassSpace.plain(["c", "d"])
     renamed = RESTRICTED.renamed(["x", "y", "z"])
     assert (renamed.classes, renamed.prompts) == (("clock", "cup"), ("x", "y", "z"))
-    with pytest.raises(ConfigError, match="class_names: expected 3, as many as the columns of scores, found 2"):
+    with pytest.raises(
+        ConfigError, match="class_names: expected 3, as many as the columns of scores, found 2"
+    ):
         RESTRICTED.renamed(["x", "y"])
