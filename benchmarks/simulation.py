@@ -128,7 +128,13 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="YAML of the run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],  # else argparse calls it required
+        metavar="key=value",
+        help="settings that replace the file's",
+    )
     parser.add_argument("--shards", nargs="+", help="patterns of tar files whose images' sizes are used")
     parser.add_argument("--sizes", type=Path, help="a file with a height and a width a line")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from navit_clip.config import nearest
 from navit_clip.errors import NavitClipError
@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; input that cannot be used ends in a line on stderr and exit code 2; Ctrl-C in 130."""
+    """Runs one command; its exit code, as `exit_code` has it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -36,8 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: no command {command!r}; {nearest(command, list(COMMANDS))}", file=sys.stderr)
         return USAGE_ERROR
     module, _ = COMMANDS[command]
+    return exit_code(lambda: importlib.import_module(module).main(rest))
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """What a command returns; 2, and a line on stderr, for unusable input; 130, and a line, for Ctrl-C."""
     try:
-        return importlib.import_module(module).main(rest)
+        return command()
     except NavitClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -80,6 +80,12 @@ def save_config(config: Any, path: str | Path) -> None:
     Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
+def changed_settings(path: str | Path, config: Any) -> Iterator[str]:
+    """Every setting in which a config differs from a saved one, as `pairs: 600 -> 1000`."""
+    as_saved = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    yield from _changes(_read(Path(path)), OmegaConf.to_container(as_saved), "")
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """A hint for an error message: the known words closest to a mistyped one, or all of them."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
@@ -129,6 +135,16 @@ def _merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
     return merged
 
 
+def _changes(before: Any, after: Any, name: str) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in {**after, **before}:
+            yield from _changes(
+                before.get(key, "unset"), after.get(key, "unset"), f"{name}.{key}".lstrip(".")
+            )
+    elif before != after:
+        yield f"{name}: {before} -> {after}"
+
+
 def _with_settings(tree: dict[Any, Any], settings: Sequence[str]) -> dict[Any, Any]:
     """A tree with `dotted.key=value` settings in the place of its own."""
     for setting in settings:
@@ -165,7 +181,10 @@ def _assign(node: DictConfig, tree: dict[Any, Any], prefix: str) -> None:
         try:
             OmegaConf.update(node, str(key), data, merge=False)
         except (OmegaConfBaseException, TypeError) as error:
-            raise ConfigError(f"{name}: expected {_expected(hints[key])}, found {_found(value)}") from error
+            wanted = f"{name}: expected {_expected(hints[key])}, found {_found(value)}"
+            if isinstance(value, str) and _is_list(hints[key]):
+                wanted += f"; write {key}: [{value}], or on a command line '{name}=[\"{value}\"]'"
+            raise ConfigError(wanted) from error
 
 
 def _elements(hint: Any, value: Any, name: str) -> Any:
@@ -219,13 +238,18 @@ def _expected(hint: Any) -> str:
         return " or ".join(repr(choice) for choice in choices)
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_expected(choice) for choice in choices)
-    if get_origin(hint) is list or Ellipsis in choices:
+    if _is_list(hint):
         return f"a list, each item {_expected(choices[0])}"
     if get_origin(hint) is tuple:
         return f"a list of {len(choices)}: {', '.join(_expected(choice) for choice in choices)}"
     if get_origin(hint) is dict:
         return f"a mapping, each value {_expected(choices[1])}"
     return "null" if hint is NoneType else hint.__name__
+
+
+def _is_list(hint: Any) -> bool:
+    """Whether a field holds any number of items."""
+    return get_origin(hint) is list or Ellipsis in get_args(hint)
 
 
 def _found(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from navit_clip.config import build_config, load_config, nearest, save_config
+from navit_clip.config import build_config, changed_settings, load_config, nearest, save_config
 from navit_clip.errors import ConfigError, NavitClipError, SampleError
 
 
@@ -87,6 +87,19 @@ def test_saved_settings_are_complete_and_load_again(tmp_path):
     assert load_config(Run, tmp_path / "config.yaml") == run
 
 
+def test_what_differs_from_saved_settings_is_told_by_its_key(tmp_path):
+    save_config(Run(named={"small": Tower(width=3)}), tmp_path / "config.yaml")
+    assert list(changed_settings(tmp_path / "config.yaml", Run(named={"small": Tower(width=3)}))) == []
+    changed = Run(image=Tower(width=8), sides=(64, 128), named={"tiny": Tower(width=1)}, limit=3)
+    assert list(changed_settings(tmp_path / "config.yaml", changed)) == [
+        "image.width: 192 -> 8",
+        "named.tiny: unset -> {'width': 1, 'kind': 'absolute', 'rate': 0.5}",
+        "named.small: {'width': 3, 'kind': 'absolute', 'rate': 0.5} -> unset",
+        "sides: [64, 256] -> [64, 128]",
+        "limit: None -> 3",
+    ]
+
+
 def test_a_file_is_included_under_the_own_keys_of_the_mapping(tmp_path):
     write(tmp_path / "model" / "small.yaml", "width: 12\nkind: fractional\n")
     path = write(tmp_path / "run" / "run.yaml", "image:\n  from: ../model/small.yaml\n  width: 13\n")
@@ -133,6 +146,10 @@ def test_a_file_may_be_included_twice_but_not_by_itself(tmp_path):
         ({"image": {"rate": True}}, "image.rate: expected float, found True"),
         ({"image": {"rate": float("nan")}}, "image.rate: expected a finite number, found nan"),
         ({"towers": [{"rate": "inf"}]}, "towers[0].rate: expected a finite number, found inf"),
+        (
+            {"shards": "a.tar"},
+            "shards: expected a list, each item str, found 'a.tar'; write shards: [a.tar], or on a",
+        ),
         ({"image": 3}, "image: expected a mapping (width, kind, rate), found 3"),
         ({"image": [1]}, "image: expected a mapping (width, kind, rate), found [1]"),
         ({"image": None}, "image: expected a mapping (width, kind, rate), found None"),

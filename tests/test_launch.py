@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from navit_clip.config import load_config
+from training.config import RunConfig
 
 SRUN = """#!/usr/bin/env bash
 shift  # its own option
@@ -21,6 +25,7 @@ if [ "$1" = show ]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*"; fi
 """
 PYTHON = """#!/usr/bin/env bash
 echo "rank $RANK of $WORLD_SIZE, $LOCAL_RANK there, meets at $MASTER_ADDR:$MASTER_PORT: $*"
+echo "$SRUN_CPUS_PER_TASK CPUs"
 exit "$CODE"
 """
 
@@ -32,12 +37,14 @@ def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(root: Path, tmp_p
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     job = {"PATH": path, "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "node[7-8]", "CODE": str(code)}
+    job["SLURM_CPUS_PER_TASK"] = "14"
     command = [str(root / "launch" / "slurm.sh"), "run.yaml", "data.shards=[a b.tar]"]
     done = subprocess.run(command, env=job, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     lines = done.stdout.splitlines()
     told = "-m training.train run.yaml data.shards=[a b.tar] --resume auto"
-    assert lines[:2] == [f"rank {r} of 2, {r} there, meets at node7:29500: {told}" for r in range(2)]
+    assert lines[1:4:2] == ["14 CPUs"] * 2
+    assert lines[0:4:2] == [f"rank {r} of 2, {r} there, meets at node7:29500: {told}" for r in range(2)]
     assert ("scontrol requeue 12" in lines) == requeued
 
 
@@ -45,3 +52,9 @@ def test_the_script_knows_the_exit_code(root: Path):
     from training.stop import STOPPED
 
     assert f"STOPPED={STOPPED} " in (root / "launch" / "slurm.sh").read_text()
+
+
+def test_each_task_has_a_cpu_for_every_data_worker_and_for_the_rank(root: Path):
+    (cpus,) = re.findall(r"^#SBATCH --cpus-per-task=(\d+)", (root / "launch" / "slurm.sh").read_text(), re.M)
+    config = load_config(RunConfig, root / "configs" / "run" / "b16.yaml", ['data.shards=["x.tar"]'])
+    assert int(cpus) > config.data.num_workers

@@ -103,3 +103,19 @@ def test_a_launcher_that_gets_sigterm_leaves_a_run_that_goes_on_exactly(tmp_path
         assert process.wait(SECONDS) == 0, (tmp_path / "log").read_text()
     weights = [load_file(resolve_model_folder(run.folder) / "model.safetensors") for run in (whole, stopped)]
     assert all(weight.equal(weights[1][name]) for name, weight in weights[0].items())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ctrl_c_is_one_line_a_rank(tmp_path: Path, ranks: int):
+    run = write(small_run(tmp_path, pairs=1_000_000), tmp_path)
+    alone = [sys.executable, "-m", "training.train", run]
+    process = start(alone if ranks == 1 else torchrun(run, "--nproc_per_node", "2"), tmp_path / "log")
+    out = tmp_path / "run" / "out.log"
+    while not out.exists() or out.read_text().count("Train Epoch") < 5:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    code, said = process.wait(SECONDS), (tmp_path / "log").read_text().splitlines()
+    assert said.count("interrupted") == ranks
+    assert not [line for line in said if "training/" in line and "File" in line]
+    assert code == 130 if ranks == 1 else code != 0

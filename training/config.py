@@ -65,6 +65,11 @@ class RunConfig:
             raise ConfigError(f"log_every: expected at least 1, found {self.log_every}")
         if self.evaluate_every < 0:
             raise ConfigError(f"evaluate_every: expected at least 0, found {self.evaluate_every}")
+        if self.evaluate_every and not (self.validation.data.shards or self.evaluation.tasks):
+            raise ConfigError(
+                f"evaluate_every: expected 0 where there are neither validation.data.shards nor "
+                f"evaluation.tasks, found {self.evaluate_every}"
+            )
         if self.optimizer.kind == "muon" and self.engine.gradient_clipping:
             raise ConfigError(
                 "engine.gradient_clipping: expected 0 with optimizer.kind muon, found "

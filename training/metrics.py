@@ -157,7 +157,7 @@ class Recorder:
 
     def __init__(self, run: Path, progress: Progress, config: RunConfig, world: World):
         self._is_main = world.is_main
-        self._world_size = world.size
+        self._world = world
         self._total_pairs = config.pairs
         self._images_per_epoch = config.data.images_per_epoch
         if not self._is_main:
@@ -184,7 +184,7 @@ class Recorder:
             self._bar.update(row["pairs"] - self._pairs)
             self._pairs = row["pairs"]
             self._write("train", row)
-            self.say(train_line(row, self._total_pairs, self._world_size))
+            self.say(train_line(row, self._total_pairs, self._world))
             self._compare_epoch(row)
 
     def score(self, kind: str, row: dict[str, Any]) -> None:
@@ -225,14 +225,15 @@ class Recorder:
             self._tensorboard.add_scalar(f"{kind}/{name}", value, row["step"])
 
 
-def train_line(row: dict[str, Any], total_pairs: int, world_size: int) -> str:
+def train_line(row: dict[str, Any], total_pairs: int, world: World) -> str:
     """open_clip's log line, with what packing adds."""
-    rate = row["pairs_per_second"]
+    rate, device = row["pairs_per_second"], "gpu" if world.device.type == "cuda" else world.device.type
+    share = min(row["pairs"] / total_pairs, 1.0)  # the last batch may hold more than was left
     return (
         f"Train Epoch: {int(row['epoch'])} "
-        f"[{row['pairs']:>{len(str(total_pairs))}}/{total_pairs} ({100 * row['pairs'] / total_pairs:.0f}%)] "
+        f"[{row['pairs']:>{len(str(total_pairs))}}/{total_pairs} ({100 * share:.0f}%)] "
         f"Data (t): {row['data_wait'] * row['seconds_per_batch']:.3f} "
-        f"Batch (t): {row['seconds_per_batch']:.3f}, {rate:#.3g}/s, {rate / world_size:#.3g}/s/gpu "
+        f"Batch (t): {row['seconds_per_batch']:.3f}, {rate:#.3g}/s, {rate / world.size:#.3g}/s/{device} "
         f"LR: {row['learning_rate']:.6f} "
         f"Logit Scale: {row['logit_scale']:.3f} Logit Bias: {row['logit_bias']:.3f} "
         f"Gradient Norm: {row['gradient_norm']:.3f} "

@@ -83,6 +83,8 @@ class OptimizerConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected in [0, 1), found {getattr(self, name)}")
+        if self.image.freeze and self.text.freeze:
+            raise ConfigError("image.freeze, text.freeze: expected one tower at least to train, found none")
 
 
 def make_optimizer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -32,6 +33,10 @@ __all__ = [
 ]
 
 logger.setLevel(logging.WARNING)
+# Two names that DeepSpeed calls and newer versions of torch have others for, said at every step; and one that
+# torch's own compiler calls.
+for deprecated in (r"distributed\.(all_gather_into|reduce_scatter)_tensor", r"_prims_common\.check"):
+    warnings.filterwarnings("ignore", f"`torch\\.{deprecated}` is deprecated", FutureWarning)
 # Between CPU ranks of one machine DeepSpeed would compile an op for shared memory, half a minute with a C++
 # compiler and ninja on the PATH, and without them an error. Gloo does the same work.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

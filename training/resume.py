@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,6 +159,13 @@ def find_checkpoint(run: Path, asked: str, world: World) -> Found:
 
 def _find(run: Path, asked: str) -> Found:
     if asked not in (LATEST, AUTO):
+        if not Path(asked).exists():
+            close = "".join(
+                f"; did you mean {word}?" for word in get_close_matches(asked, (LATEST, AUTO), n=1)
+            )
+            raise CheckpointError(
+                f"{asked}: expected latest, auto or a checkpoint, found no such folder{close}"
+            )
         return Found(Checkpoint.open(Path(asked)), [])
     checkpoints = run / "checkpoints"
     passed_over: list[str] = []

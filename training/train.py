@@ -6,22 +6,25 @@ Alone, or on every rank that torchrun or deepspeed starts.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from eval.model import PackedModel
 from eval.tasks import evaluate
-from navit_clip.config import load_config, save_config
+from navit_clip.cli import exit_code
+from navit_clip.config import changed_settings, load_config, save_config
 from navit_clip.data import Faults, TrainLoader, find_shards, validation_batches
 from navit_clip.data.counts import counts_line
 from navit_clip.distributed import World
-from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
+from navit_clip.errors import CheckpointError, ConfigError, DataError
 from navit_clip.model import TwoTowers, choose_backend
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
+from navit_clip.weights import RUN_CONFIG_FILE, run_folder
 from training.checkpoint import LATEST, CheckpointWriter, Progress, go_back_to
 from training.config import RunConfig
 from training.engine import Engine
@@ -66,17 +69,19 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     _check_vocabulary(config, tokenizer)
     if config.validation.data.shards:
         # An error now, rather than at the first validation.
-        find_shards(config.validation.data.shards, config.data.remote)
+        with _naming("validation.data.shards"):
+            find_shards(config.validation.data.shards, config.data.remote)
     backend = choose_backend(config.attention, world.device, config.engine.compute_dtype)
-    loader = TrainLoader(
-        config.data,
-        tokenizer,
-        config.model.image.patch_size,
-        config.model.text.context_length,
-        config.seed,
-        world.rank,
-        world.size,
-    )
+    with _naming("data.shards"):
+        loader = TrainLoader(
+            config.data,
+            tokenizer,
+            config.model.image.patch_size,
+            config.model.text.context_length,
+            config.seed,
+            world.rank,
+            world.size,
+        )
 
     torch.manual_seed(config.seed)
     model = TwoTowers(config.model)
@@ -102,9 +107,14 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         elif not own:
             origin += f", where the rows of its first {progress.step} steps stay"
 
+    at_its_end = progress.pairs >= config.pairs
+    changes = []
     if world.is_main:
+        if checkpoint is not None:
+            changes = list(_changes(checkpoint.folder, config))
         run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / "config.yaml")
+        if not (at_its_end and (run / RUN_CONFIG_FILE).exists()):
+            save_config(config, run / RUN_CONFIG_FILE)
         if checkpoint is not None and own:
             go_back_to(checkpoint.folder)
     recorder = Recorder(run, progress, config, world)
@@ -116,6 +126,12 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
         f"{config.engine.precision} on {world.size} x {world.device.type}, {backend} attention, "
         f"{origin or 'from the start'}"
     )
+    for change in changes:
+        recorder.say(f"changed since it was saved: {change}")
+    for remark in _remarks(config, tokenizer):
+        recorder.say(remark)
+    if at_its_end:
+        recorder.say(f"already at its end, {progress.pairs} of {config.pairs} pairs: only evaluated again")
     try:
         with (
             StopRequest.listening(world) as stop,
@@ -185,8 +201,46 @@ def _check_folder(run: Path) -> None:
     there = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not there.is_dir():
         raise ConfigError(f"folder: expected a folder for the run, or nothing yet, found a file: {there}")
-    if not os.access(there, os.W_OK):
-        raise ConfigError(f"folder: {run} cannot be written: {there} is read-only")
+    try:  # rights, quotas and read-only disks: what they allow is known by trying
+        for folder in filter(Path.exists, (there, run / "checkpoints")):
+            with TemporaryDirectory(dir=folder, prefix=".writable-"):
+                pass
+        for file in filter(Path.exists, (run / name for name in _WRITTEN)):
+            file.open("a").close()
+    except OSError as error:
+        raise ConfigError(
+            f"folder: expected one that can be written, found {run}: {error.filename}: {error.strerror}"
+        ) from error
+
+
+_WRITTEN = (RUN_CONFIG_FILE, "out.log", "metrics.jsonl")
+
+
+def _changes(checkpoint: Path, config: RunConfig) -> Iterator[str]:
+    """Every setting that is not as the run that a checkpoint belongs to was started with."""
+    if run := run_folder(checkpoint):
+        yield from changed_settings(run / RUN_CONFIG_FILE, config)
+
+
+@contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """Says which setting it is that names shards which cannot be found."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{setting}: {error}") from error
+
+
+def _remarks(config: RunConfig, tokenizer: Tokenizer) -> Iterator[str]:
+    """What is no error, and better known before a run than after it."""
+    size, used = config.model.text.vocab_size, tokenizer.vocab_size
+    if size > used:
+        yield (
+            f"model.text.vocab_size: {size}, and the tokenizer has {used} tokens: "
+            f"{1 - used / size:.0%} of the token embedding is not used"
+        )
+    if config.optimizer.kind == "muon":
+        yield "optimizer.kind: DeepSpeed compiles muon at the first step: 20 seconds and more on CPUs"
 
 
 def _check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
@@ -200,7 +254,10 @@ def _check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
 def _say_counts(loader: TrainLoader, recorder: Recorder, world: World) -> None:
     """What became of each source's samples. On the main rank alone, of its own: others may have failed."""
     whose = "samples" if world.size == 1 else "rank 0's samples"
-    recorder.say(f"{whose}: {counts_line(loader.counts)}")
+    counts = loader.counts
+    waiting = counts["read"] - counts["used"] - sum(counts["skipped"].values())
+    rest = f"; the other {waiting} waited for a batch when the run ended" if waiting else ""
+    recorder.say(f"{whose}: {counts_line(counts)}{rest}")
     if len(loader.source_counts) > 1:
         for source, counts in loader.source_counts.items():
             recorder.say(f"{whose} of {source}: {counts_line(counts)}")
@@ -212,7 +269,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains a pair of towers. Several ranks: torchrun --nproc_per_node N -m training.train …",
     )
     parser.add_argument("config", help="YAML of the run, such as configs/run/demo.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],  # else argparse calls it required
+        metavar="key=value",
+        help="settings that replace the file's",
+    )
     parser.add_argument(
         "--resume",
         metavar="auto|latest|CHECKPOINT",
@@ -228,7 +291,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except NavitClipError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -126,7 +126,8 @@ def test_input_that_cannot_be_used_is_one_clear_line(tmp_path: Path):
     config = small_run(tmp_path)
     save_config(config, tmp_path / "run.yaml")
     file = tmp_path / "run.yaml"
-    assert "no shard matches" in fails("train", file, f"data.shards=[{tmp_path}/none-*.tar]")
+    assert "data.shards: no shard matches" in fails("train", file, f"data.shards=[{tmp_path}/none-*.tar]")
+    assert fails("train").endswith("required: config\n")
     assert "unknown key data.shard; did you mean shards?" in fails("train", file, "data.shard=x")
     assert "flash_attn is asked for and not installed" in fails("train", file, "attention=flash_attn")
     assert "no such config file" in fails("train", tmp_path / "none.yaml")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,8 +54,10 @@ def rows(run: Path) -> list[dict]:
 
 
 def run_on_ranks(world: World, configs: list[tuple[RunConfig, str | None]]) -> None:
-    for config, resume in configs:
-        run_training(config, world, resume)
+    with warnings.catch_warnings(record=True) as told:
+        for config, resume in configs:
+            run_training(config, world, resume)
+    assert not [warning for warning in told if warning.category is FutureWarning]
 
 
 def refusals(world: World, attempts: list[tuple[RunConfig, str | None]]) -> list[str]:
@@ -110,7 +114,10 @@ def test_a_run_folder_holds_what_users_look_for(tmp_path: Path):
     assert model.config == config.model
     assert tokenizer.vocab_size <= config.model.text.vocab_size
     assert "Train Epoch: 0 [" in (run / "out.log").read_text()
-    assert "samples: " in (run / "out.log").read_text()
+    assert re.search(
+        r"samples: \d+ read, .*; the other \d+ waited for a batch", (run / "out.log").read_text()
+    )
+    assert "512, and the tokenizer has" in (run / "out.log").read_text()
     assert list((run / "tensorboard").iterdir())
     assert all(0.5 < row["fill"] <= 1 for row in rows(run))
     assert rows(run)[-1]["pairs"] >= config.pairs
@@ -159,16 +166,27 @@ def test_a_resumed_run_follows_its_config_in_what_may_change(tmp_path: Path):
         last.append(rows(run)[-1]["loss"])
     assert last[0] == rows(whole)[-1]["loss"]
     assert last[1] != last[0]
+    said = "changed since it was saved: optimizer.weight_decay: 0.0001 -> 100.0"
+    assert [said in (tmp_path / name / "out.log").read_text() for name in ("alike", "decaying")] == [
+        False,
+        True,
+    ]
 
 
 def test_a_run_that_is_resumed_at_its_end_is_scored_once(tmp_path: Path):
     config = small_run(tmp_path)
     held_out = replace(config.validation.data, shards=config.data.shards, side=32)
     config = replace(config, validation=replace(config.validation, data=held_out))
+    run = Path(config.folder)
     on_ranks(1, run_on_ranks, [(config, None)])
-    before = rows(Path(config.folder))
-    on_ranks(1, run_on_ranks, [(config, "latest")])
-    assert rows(Path(config.folder)) == before
+    before, saved = rows(run), (run / "config.yaml").read_text()
+    assert "already at its end" not in (run / "out.log").read_text()
+    on_ranks(1, run_on_ranks, [(replace(config, pairs=100), "latest")])
+    assert rows(run) == before
+    assert (run / "config.yaml").read_text() == saved
+    said = (run / "out.log").read_text()
+    assert f"already at its end, {before[-1]['pairs']} of 100 pairs" in said
+    assert "changed since it was saved: pairs: 120 -> 100" in said
 
 
 def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
@@ -188,10 +206,16 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
         ("holds a run already; go on with --resume latest", None, {}),
         ("holds a run already", str(resolve_model_folder(foreign).parent), {}),
         ("folder: expected a folder for the run", "latest", {"folder": __file__}),
-        ("no shard matches 'nowhere.tar'", "latest", {"validation": nowhere}),
+        ("validation.data.shards: no shard matches 'nowhere.tar'", "latest", {"validation": nowhere}),
+        (
+            "latset: expected latest, auto or a checkpoint, found no such folder; did you mean latest?",
+            "latset",
+            {},
+        ),
         ("nothing to resume", "latest", {"folder": str(tmp_path / "elsewhere")}),
         ("another model: model.image.depth is 2 there and 1 here", "latest", {"model": wider}),
         ("saved by a run with another tokenizer", "latest", {"tokenizer": str(other_tokenizer)}),
+        ("folder: expected one that can be written, found /proc/run: /proc/", None, {"folder": "/proc/run"}),
         (
             "folder: expected a folder for the run, or nothing yet, found a file",
             None,

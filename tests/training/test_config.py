@@ -27,5 +27,15 @@ def test_muon_and_clipping_do_not_go_together(tmp_path):
     small_run(tmp_path, optimizer={"kind": "muon"}, engine={"gradient_clipping": 0.0})
 
 
+def test_a_run_that_trains_or_evaluates_nothing_is_refused(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.image\.freeze, text\.freeze: expected one tower at least"
+    ):
+        small_run(tmp_path, optimizer={"image": {"freeze": True}, "text": {"freeze": True}})
+    with pytest.raises(ConfigError, match=r"evaluate_every: expected 0 where there are neither .*, found 5"):
+        small_run(tmp_path, evaluate_every=5)
+    small_run(tmp_path, evaluate_every=5, validation={"data": {"shards": ["x.tar"]}})
+
+
 def resolution(folder, **settings) -> dict:
     return {"data": {"shards": [str(folder / "shards")], "resolution": settings}}

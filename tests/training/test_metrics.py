@@ -41,12 +41,18 @@ ROW = {
 
 
 def test_the_log_line_is_one_that_open_clip_users_know():
-    line = train_line(ROW, total_pairs=2048, world_size=2)
-    assert line == (
+    two_gpus = World(rank=0, size=2, device=torch.device("cuda", 0))
+    assert train_line(ROW, total_pairs=2048, world=two_gpus) == (
         "Train Epoch: 1 [ 512/2048 (25%)] Data (t): 0.050 Batch (t): 0.500, 1.23e+03/s, 617./s/gpu "
         "LR: 0.001000 Logit Scale: 10.500 Logit Bias: -9.500 Gradient Norm: 2.500 "
         "MFU: 45.7% Memory: 1.2GiB Fill: 99.5% Images: 51.2 Loss: 3.1416"
     )
+
+
+def test_a_last_batch_beyond_the_end_is_counted_and_the_share_is_whole():
+    line = train_line({**ROW, "pairs": 151}, total_pairs=150, world=ALONE)
+    assert "[151/150 (100%)]" in line
+    assert "/s/cpu LR" in line
 
 
 def contrast(loss: float) -> Contrast:

@@ -152,7 +152,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="navit-clip plan", description="Memory, time, data and cost of a run, before it is started."
     )
     parser.add_argument("config", help="YAML of the run, such as configs/run/b16.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],  # else argparse calls it required
+        metavar="key=value",
+        help="settings that replace the file's",
+    )
     parser.add_argument("--gpus", type=int, default=8, help="ranks, one a GPU (8)")
     parser.add_argument(
         "--gpu",
