@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -29,7 +30,9 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     path = f"{BESIDE_PYTHON}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu"}
     with log.open("wb") as file:
-        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def free_port() -> str:
@@ -114,8 +117,30 @@ def test_ctrl_c_is_one_line_a_rank(tmp_path: Path, ranks: int):
     while not out.exists() or out.read_text().count("Train Epoch") < 5:
         assert process.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and its ranks
     code, said = process.wait(SECONDS), (tmp_path / "log").read_text().splitlines()
     assert said.count("interrupted") == ranks
     assert not [line for line in said if "training/" in line and "File" in line]
     assert code == 130 if ranks == 1 else code != 0
+
+
+def test_a_planned_stop_under_torchrun_can_be_told_by_the_log(root: Path, tmp_path: Path):
+    """The lines of docs/launching.md, as they stand there."""
+    config = small_run(tmp_path, pairs=1_000_000)
+    page = (root / "docs" / "launching.md").read_text()
+    lines = page[page.index("    stops() {") :].split("\n\n")[0]
+    lines = lines.replace("RUN.yaml", write(config, tmp_path)).replace("RUN/", f"{config.folder}/")
+    lines = lines.replace("--nproc_per_node 8", f"--nproc_per_node 2 --master_port {free_port()}")
+    process = start(["bash", "-c", lines], tmp_path / "log")
+    out = Path(config.folder) / "out.log"
+    while not out.exists() or out.read_text().count("Train Epoch") < 5:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    newest = ["pgrep", "--newest", "--full", str(tmp_path / "run.yaml")]  # a rank: torchrun starts them last
+    rank = subprocess.run(newest, capture_output=True, text=True, check=True).stdout
+    os.kill(int(rank), signal.SIGUSR1)
+    assert process.wait(SECONDS) == 0, (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert re.search(r"exitcode *: 75", said), said
+    assert said.endswith("stopped and saved: start it again\n")
+    assert resolve_model_folder(config.folder).is_dir()
