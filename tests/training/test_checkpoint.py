@@ -308,7 +308,7 @@ def ask_while_validating(world: World, config: RunConfig) -> tuple[bool, int, bo
         os.kill(os.getpid(), signal.SIGTERM)
         return validation_loss(*arguments)
 
-    def evaluate(*_: Any):
+    def evaluate(*_: Any, **__: Any):
         next(begun)
         yield from ()
 
