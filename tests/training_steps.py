@@ -12,7 +12,7 @@ from navit_clip.model import TwoTowers
 from navit_clip.tokenizer import load_tokenizer
 from training.config import RunConfig
 from training.engine import Engine
-from training.gradient import accumulate_gradient
+from training.gradient import Contrast, accumulate_gradient
 
 PARTS = 4
 LEARNING_RATE = 1e-3
@@ -62,15 +62,17 @@ def joined(batches: list[Batch]) -> Batch:
     )
 
 
-def take_step(engine: Engine, parts: list[Batch], world: World) -> float:
-    """This rank's part of a step's loss, scaled so that ranks average to the whole step's.
-
-    The parts are shared out among ranks, and a rank's among its batches.
-    """
+def accumulate(engine: Engine, parts: list[Batch], world: World) -> Contrast:
+    """A step's gradient; the parts are shared out among ranks, and a rank's among its batches."""
     own, size = PARTS // world.size, PARTS // world.size // engine.config.accumulation
     mine = parts[own * world.rank : own * (world.rank + 1)]
     batches = [joined(mine[start : start + size]) for start in range(0, own, size)]
     counts = world.counts(sum(map(len, batches)))
-    contrast = accumulate_gradient(engine, batches, counts, LossConfig(), world)
+    return accumulate_gradient(engine, batches, counts, LossConfig(), world)
+
+
+def take_step(engine: Engine, parts: list[Batch], world: World) -> float:
+    """This rank's part of a step's loss, scaled so that ranks average to the whole step's."""
+    contrast = accumulate(engine, parts, world)
     assert engine.step(LEARNING_RATE)
     return contrast.loss.item()

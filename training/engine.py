@@ -142,6 +142,8 @@ class Engine:
         self._moments = Moments(
             self._parameters, optimizer, self._optimizer, config.zero_stage, offloads, world
         )
+        # There DeepSpeed takes gradients into Muon's momentum before it sees that another is not finite.
+        self._keeps_momenta = uses_muon and (config.zero_stage == 3 or offloads)
         self._average = MovingAverage(self._own(), config.average_decay) if config.average_decay else None
 
     @property
@@ -155,6 +157,8 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Adds a batch's gradient to the step's; ranks are averaged, batches summed."""
+        if self._keeps_momenta and self._engine.micro_steps % self.config.accumulation == 0:
+            self._momenta = self._moments.momenta()
         self._engine.backward(loss, scale_wrt_gas=False)
         # DeepSpeed counts batches in step(), which leaves the weights alone before the last one.
         if not self._engine.is_gradient_accumulation_boundary():
@@ -173,6 +177,8 @@ class Engine:
         if self.config.zero_stage:
             self._engine.step()
             applied = self._engine.was_step_applied()
+            if self._keeps_momenta and not applied:
+                self._moments.put_back(self._momenta)
             norm = float(self._engine.get_global_grad_norm() or 0.0)
         else:
             gradients = [p.grad for p in self._parameters.values() if p.grad is not None]

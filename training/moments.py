@@ -110,6 +110,24 @@ class Moments:
                 else:
                     safe_set_full_optimizer_state(parameter, value, moment)
 
+    def momenta(self) -> list[tuple[Tensor, Tensor | None]]:
+        """A copy of what Muon remembers of this rank's share, beside what it steps on; None before its first step."""
+        copies = []
+        for owned, is_muon in self._owned():
+            if is_muon:
+                momentum = self._state.get(owned, {}).get("momentum_buffer")
+                copies.append((owned, None if momentum is None else momentum.clone()))
+        return copies
+
+    def put_back(self, momenta: list[tuple[Tensor, Tensor | None]]) -> None:
+        """Makes Muon remember what it did when the copy was taken."""
+        for owned, before in momenta:
+            momentum = self._state.get(owned, {}).get("momentum_buffer")
+            if momentum is not None and before is not None:
+                momentum.copy_(before)
+            elif momentum is not None:
+                momentum.zero_()
+
     def _restore_sharded(self, values: Mapping[str, Tensor], steps: int) -> None:
         """At stage 3, where what is on NVMe is in memory for one group of weights at a time."""
         names = {id(weight): name for name, weight in self._trained.items()}
