@@ -6,6 +6,7 @@
 #
 # Two minutes before the end of its time Slurm sends SIGUSR1 to every task. The run then saves after the step that
 # it is in and ends with code 75, and the job is requeued; --resume auto goes on from the newest whole checkpoint.
+# A task that is asked before it listens, while Python starts, ends with 128 and the signal's number: requeued, too.
 #SBATCH --job-name=navit-clip
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -18,6 +19,7 @@
 set -uo pipefail
 
 STOPPED=75  # training/stop.py
+USR1=138 TERM=143
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT="${MASTER_PORT:-29500}"
@@ -32,8 +34,8 @@ srun --kill-on-bad-exit=1 bash -c '
 ' train "$@"
 code=$?
 
-if [ "$code" = "$STOPPED" ]; then
-    echo "stopped and saved; back into the queue"
-    scontrol requeue "$SLURM_JOB_ID"
-fi
+case "$code" in "$STOPPED" | "$USR1" | "$TERM")
+    echo "asked to stop; back into the queue"
+    scontrol requeue "$SLURM_JOB_ID" ;;
+esac
 exit "$code"

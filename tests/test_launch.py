@@ -30,7 +30,9 @@ exit "$CODE"
 """
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (75, True), (1, False)])
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(0, False), (75, True), (138, True), (143, True), (1, False), (137, False)]
+)
 def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(root: Path, tmp_path: Path, code, requeued):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
         (tmp_path / name).write_text(text)

@@ -76,6 +76,11 @@ class RunConfig:
                 f"{self.engine.gradient_clipping}: DeepSpeed would clip what Muon has made of the gradient, "
                 "and Muon does not see how large a gradient is"
             )
+        if self.optimizer.kind == "muon" and self.engine.offload_optimizer == "nvme":
+            raise ConfigError(
+                "engine.offload_optimizer: expected none or cpu with optimizer.kind muon, found nvme: what "
+                "Muon remembers there has not been seen to come back"
+            )
         reach = self.model.image.position.reach
         longest = self.data.resolution.longest_side(self.model.image.patch_size)
         if reach and longest > reach:

@@ -111,7 +111,7 @@ class Moments:
                     safe_set_full_optimizer_state(parameter, value, moment)
 
     def momenta(self) -> list[tuple[Tensor, Tensor | None]]:
-        """A copy of what Muon remembers of this rank's share, beside what it steps on; None before its first step."""
+        """A copy of what Muon remembers of this rank's share, beside what it steps on; None for nothing."""
         copies = []
         for owned, is_muon in self._owned():
             if is_muon:

@@ -57,6 +57,13 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     Raises:
         NavitClipError: the config, the data or the checkpoint cannot be used; says what and where.
     """
+    with StopRequest.listening(world) as stop:  # to its end: a second request is no other than the first
+        end = _train(config, world, resume, stop)
+        world.barrier()  # the main rank may still be writing
+    return end
+
+
+def _train(config: RunConfig, world: World, resume: str | None, stop: StopRequest) -> End:
     run = Path(config.folder)
     _check_folder(run)
     checkpoint, passed_over = (None, []) if resume is None else find_checkpoint(run, resume, world)
@@ -133,12 +140,9 @@ def run_training(config: RunConfig, world: World, resume: str | None = None) -> 
     if at_its_end:
         recorder.say(f"already at its end, {progress.pairs} of {config.pairs} pairs: only evaluated again")
     try:
-        with (
-            StopRequest.listening(world) as stop,
-            CheckpointWriter(
-                run, config.checkpoint, config.model, tokenizer, world, recorder.say, stop.ask
-            ) as checkpoints,
-        ):
+        with CheckpointWriter(
+            run, config.checkpoint, config.model, tokenizer, world, recorder.say, stop.ask
+        ) as checkpoints:
             return train(
                 config,
                 engine,

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import training.checkpoint
 import training.loop
 import training.train
 from navit_clip.batch import Batch
@@ -27,7 +29,7 @@ from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
-from navit_clip.weights import load_model, resolve_model_folder
+from navit_clip.weights import load_model, resolve_model_folder, save_weights
 from tests.data_builders import pairs_of
 from tests.ranks import on_ranks
 from tests.training_builders import small_run
@@ -35,6 +37,7 @@ from training.checkpoint import CheckpointConfig, Progress, name_latest, sealed
 from training.config import RunConfig
 from training.engine import Engine, EngineConfig
 from training.gradient import accumulate_gradient
+from training.optimizer import make_optimizer
 from training.resume import find_checkpoint
 from training.train import run_training
 from training.validation import validation_loss
@@ -298,6 +301,53 @@ def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not_been(tmp_path: Pa
     folders = [resolve_model_folder(run.folder) for run in (config, asked)]
     expected, found = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(weight.equal(found[name]) for name, weight in expected.items())
+
+
+def ask_twice(world: World, config: RunConfig) -> tuple[bool, int]:
+    """Asks a run to stop, and again while it saves for that."""
+    steps = count(1)
+
+    def accumulate(*arguments: Any):
+        if next(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return accumulate_gradient(*arguments)
+
+    def save(*arguments: Any) -> None:
+        time.sleep(0.5)  # until the loop has long been left
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        save_weights(*arguments)
+
+    training.loop.accumulate_gradient, training.checkpoint.save_weights = accumulate, save
+    end = run_training(config, world)
+    training.loop.accumulate_gradient, training.checkpoint.save_weights = accumulate_gradient, save_weights
+    return end.stopped, end.progress.step
+
+
+def test_a_second_request_leaves_the_save_for_the_first_alone(tmp_path: Path):
+    config = small_run(tmp_path)
+    assert on_ranks(1, ask_twice, config) == [(True, 2)]
+    latest = Path(config.folder) / "checkpoints" / "latest"
+    assert latest.read_text() == "step-00000002"
+
+
+def ask_before_the_first_step(world: World, config: RunConfig) -> tuple[bool, int]:
+    """Asks a run to stop while its model is built."""
+
+    def make(*arguments: Any):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return make_optimizer(*arguments)
+
+    training.train.make_optimizer = make
+    end = run_training(config, world)
+    training.train.make_optimizer = make_optimizer
+    return end.stopped, end.progress.step
+
+
+def test_a_run_that_is_asked_to_stop_before_its_first_step_saves_after_it(tmp_path: Path):
+    config = small_run(tmp_path)
+    assert on_ranks(1, ask_before_the_first_step, config) == [(True, 1)]
+    assert (Path(config.folder) / "checkpoints" / "latest").read_text() == "step-00000001"
 
 
 def ask_while_validating(world: World, config: RunConfig) -> tuple[bool, int, bool]:

@@ -27,6 +27,12 @@ def test_muon_and_clipping_do_not_go_together(tmp_path):
     small_run(tmp_path, optimizer={"kind": "muon"}, engine={"gradient_clipping": 0.0})
 
 
+def test_muon_is_not_offloaded_to_nvme(tmp_path):
+    nvme = {"gradient_clipping": 0.0, "zero_stage": 3, "offload_optimizer": "nvme", "offload_folder": "/x"}
+    with pytest.raises(ConfigError, match=r"engine.offload_optimizer: expected none or cpu .* found nvme"):
+        small_run(tmp_path, optimizer={"kind": "muon"}, engine=nvme)
+
+
 def test_a_run_that_trains_or_evaluates_nothing_is_refused(tmp_path):
     with pytest.raises(
         ConfigError, match=r"optimizer\.image\.freeze, text\.freeze: expected one tower at least"
