@@ -23,6 +23,7 @@ from navit_clip.embedding_sources import CaptionSource, ImageSource
 from navit_clip.errors import ConfigError, DataError, NavitClipError, SampleError
 from navit_clip.pretrained import NavitClip
 from navit_clip.remote_option import add_remote_option, remote_config
+from navit_clip.settings_hash import settings_hash
 from navit_clip.vector_files import (
     Description,
     Vectors,
@@ -30,6 +31,7 @@ from navit_clip.vector_files import (
     check_format,
     missing_parts,
     read_description,
+    read_faults,
     read_vectors,
     write_part,
 )
@@ -65,6 +67,7 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
     description = Description(
         model=arguments.model,
         weights=weights_hash(model.towers),
+        settings=settings_hash(model),
         precision=arguments.precision,
         kind="images" if is_images else "captions",
         source=list(arguments.images or arguments.captions),
@@ -77,11 +80,12 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
         format=arguments.format,
     )
     _begin_together(arguments.out, description, world)
-    faults, num_made = Faults(), 0
+    num_made = 0
     missing = missing_parts(arguments.out, description)
     world.barrier()  # every rank has looked before any writes
     for number in missing[world.rank :: world.size]:
         start = number * description.part_size
+        faults = Faults()
         items = range(start, min(start + description.part_size, len(source)))
         if isinstance(source, ImageSource):
             vectors = embed_images(model, source, items, arguments.num_workers, faults)
@@ -89,16 +93,17 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
             texts = [source[item] for item in items]
             rows = model.encode_text(texts).cpu().numpy()
             vectors = Vectors([source.keys[item] for item in items], texts, rows)
-        write_part(arguments.out, number, vectors, description)
+        write_part(arguments.out, number, vectors, faults, description)
         num_made += len(vectors.keys)
-    reports = world.gather_objects((num_made, faults.summary()))
-    made = sum(number for number, _ in reports)
-    summary = "; ".join(sorted({summary for _, summary in reports}))
-    if not made and len(missing) == description.num_parts:
-        raise DataError(f"not one of {len(source)} items could be used; {summary}")
+    made = sum(world.gather_objects(num_made))
+    skipped = read_faults(arguments.out, description)  # of all parts, those of earlier runs among them
+    if skipped.total == len(source):
+        raise DataError(f"not one of {len(source)} items could be used; {skipped.summary()}")
+    if isinstance(source, CaptionSource):
+        skipped = source.faults
     if world.is_main:
-        done = f"{made:,} vectors made, {summary}" if missing else "all parts are there already"
-        print(f"{arguments.out}: {done}")
+        done = f"{made:,} vectors made" if missing else "all parts are there already"
+        print(f"{arguments.out}: {done}, {skipped.summary()}")
 
 
 def _begin_together(folder: Path, description: Description, world: World) -> None:
@@ -129,6 +134,8 @@ def embed_images(
         for item, patches in zip(items, loader, strict=True):
             if isinstance(patches, SampleError):
                 faults.add(source.keys[item], patches)
+            elif isinstance(patches, DataError):
+                raise patches
             else:
                 keys.append(source.keys[item])
                 yield patches
@@ -138,18 +145,18 @@ def embed_images(
     return Vectors(keys, [""] * len(keys), rows)
 
 
-class _CutImages(Dataset[Patches | SampleError]):
+class _CutImages(Dataset[Patches | SampleError | DataError]):
     def __init__(self, source: ImageSource, items: Sequence[int], how: tuple[int, int, int]):
         self._arguments = (source, items, how)
 
     def __len__(self) -> int:
         return len(self._arguments[1])
 
-    def __getitem__(self, number: int) -> Patches | SampleError:
+    def __getitem__(self, number: int) -> Patches | SampleError | DataError:
         source, items, how = self._arguments
         try:
             return image_patches(source[items[number]], *how)
-        except SampleError as error:
+        except (SampleError, DataError) as error:
             return error
 
 
@@ -160,11 +167,15 @@ def _search(arguments: argparse.Namespace) -> int:
     description = read_description(arguments.out)
     vectors = read_vectors(arguments.out)
     model = _open(arguments, torch.device("cpu"))
-    if weights_hash(model.towers) != description.weights:
-        raise ConfigError(
-            f"{arguments.out}: vectors of {description.model}, made with other weights than those of "
-            f"{arguments.model}; embed again into another folder"
-        )
+    for name, found, expected in (
+        ("weights", weights_hash(model.towers), description.weights),
+        ("settings or another tokenizer", settings_hash(model), description.settings),
+    ):
+        if found != expected:
+            raise ConfigError(
+                f"{arguments.out}: vectors of {description.model}, made with other {name} than those of "
+                f"{arguments.model}; embed again into another folder"
+            )
     logits = model.logits(torch.from_numpy(vectors.rows), model.encode_text([arguments.search]))[:, 0]
     best = logits.topk(min(arguments.top, len(logits)))
     found = list(zip(best.values.sigmoid().tolist(), best.indices.tolist(), strict=True))
@@ -191,6 +202,8 @@ def _pictures(source: ImageSource, keys: Sequence[str]) -> Iterator[tuple[str, b
             yield f"{number}. {key}", source[places[key]]
         except SampleError as error:
             yield f"{number}. {key}", error
+        except DataError as error:
+            yield f"{number}. {key}", SampleError("unreadable file", str(error))
 
 
 def _open(arguments: argparse.Namespace, device: torch.device) -> NavitClip:

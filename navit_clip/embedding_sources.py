@@ -46,13 +46,13 @@ class ImageSource:
         return len(self.keys)
 
     def __getitem__(self, index: int, /) -> bytes:
-        """Raises SampleError where this one cannot be read."""
+        """Raises SampleError where this one is bad, DataError where a file cannot be read: that may pass."""
         if self._files:
             key, path = self._files[index]
             try:
                 return path.read_bytes()
             except OSError as error:
-                raise SampleError("unreadable file", f"{key}: {error.strerror}") from error
+                raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         number, place = self._places[index]
         return read_sample(self._open[number], place, caption_key=None, labels=False).image
 
@@ -76,6 +76,8 @@ class CaptionSource:
     def __init__(self, source: Sequence[str], caption_key: str, remote: RemoteConfig | None = None):
         self.keys: list[str] = []
         self._captions: list[str] = []
+        self.faults = Faults()
+        """Samples of shards whose captions cannot be read."""
         first = Path(source[0])
         if len(source) == 1 and first.is_file() and first.suffix != ".tar":
             self._read_lines(first)
@@ -86,7 +88,7 @@ class CaptionSource:
             raise DataError(
                 f"{texts[0]}: expected one text file alone, or shards, found {len(source)} sources"
             )
-        for sample in read_samples(source, caption_key, faults=Faults(), remote=remote):
+        for sample in read_samples(source, caption_key, faults=self.faults, remote=remote):
             for number, caption in enumerate(sample.captions):
                 self.keys.append(f"{sample.key}#{number}")
                 self._captions.append(caption)
@@ -105,7 +107,7 @@ class CaptionSource:
 
     def _read_lines(self, path: Path) -> None:
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")  # as editors and wc count them
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}: expected a text file in UTF-8, found bytes that are not at byte {error.start}"

@@ -2,6 +2,7 @@
 
 FOLDER/vectors.json             what they were made from; a part of another making is never mixed in
 FOLDER/part-00000.npy           float32 [rows, dim], and part-00000.json beside it: keys and captions
+FOLDER/part-00000.faults.json   items of the part that were skipped, by cause, where there are any
 FOLDER/part-00000.parquet       the same in one file, where Parquet was asked for: key, caption, vector
 """
 
@@ -16,10 +17,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
+from navit_clip.data.faults import Faults
 from navit_clip.errors import CheckpointError, ConfigError
 from navit_clip.weights import listing
 
 DESCRIPTION = "vectors.json"
+FAULTS = ".faults.json"
 FileFormat = Literal["npy", "parquet"]
 
 
@@ -31,6 +34,8 @@ class Description:
     """A run, checkpoint or model folder, or a name on the hub."""
     weights: str
     """Hash of its weights: a run may have gone on since."""
+    settings: str
+    """Hash of its settings and tokenizer, without which equal weights do not make equal vectors."""
     precision: str
     """Of products and attention."""
     kind: Literal["images", "captions"]
@@ -64,6 +69,7 @@ class Description:
 SAID = {
     "model": "they were made by {}",
     "weights": "the model's weights have changed since",
+    "settings": "the model's settings or tokenizer have changed since",
     "precision": "they were made in {}",
     "kind": "they are of {}",
     "source": "they are of {}",
@@ -150,9 +156,16 @@ def missing_parts(folder: Path, description: Description) -> list[int]:
     ]
 
 
-def write_part(folder: Path, number: int, vectors: Vectors, description: Description) -> None:
-    """Writes a part; its last rename makes it whole."""
+def write_part(
+    folder: Path, number: int, vectors: Vectors, faults: Faults, description: Description
+) -> None:
+    """Writes a part and what was skipped in it; its last rename makes it whole."""
     path = _path(folder, number, description)
+    skipped = path.with_suffix(FAULTS)
+    skipped.unlink(missing_ok=True)
+    if faults.total:
+        said = {"counts": faults.counts, "examples": faults.examples}
+        skipped.write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
     partial = path.with_name(f".{path.name}")
     if description.format == "parquet":
         _write_parquet(partial, vectors)
@@ -162,6 +175,26 @@ def write_part(folder: Path, number: int, vectors: Vectors, description: Descrip
         with partial.open("wb") as file:
             np.save(file, vectors.rows)
     partial.rename(path)
+
+
+def read_faults(folder: Path, description: Description) -> Faults:
+    """What was skipped in all parts.
+
+    Raises:
+        CheckpointError: what is there cannot be read.
+    """
+    faults = Faults()
+    for number in range(description.num_parts):
+        path = _path(folder, number, description).with_suffix(FAULTS)
+        if not path.exists():
+            continue
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            faults.counts.update(said["counts"])
+            faults.examples = {**said["examples"], **faults.examples}
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise CheckpointError(f"{path}: not a count of skipped items: {error}") from error
+    return faults
 
 
 def read_vectors(folder: Path) -> Vectors:

@@ -14,8 +14,10 @@ from navit_clip.cli import main as command
 from navit_clip.contact_sheet import draw_contact_sheet, in_two, shortened
 from navit_clip.data.patches import image_patches
 from navit_clip.embedding import _embed, _parser, main
+from navit_clip.embedding_sources import CaptionSource
 from navit_clip.errors import CheckpointError, ConfigError, DataError, SampleError
 from navit_clip.pretrained import NavitClip
+from navit_clip.tokenizer import PaddedTokenizer
 from navit_clip.vector_files import read_vectors
 from navit_clip.weights import save_model
 from tests.data_builders import encode_image, noise_picture, pair, small_tokenizer, write_pairs, write_shard
@@ -73,7 +75,7 @@ def test_an_interrupted_embedding_goes_on(model, shards, tmp_path, capsys):
     main(arguments)
     assert "4 vectors made" in capsys.readouterr().out
     main(arguments)
-    assert "all parts are there already" in capsys.readouterr().out
+    assert "all parts are there already, 1 skipped: undecodable image: 1" in capsys.readouterr().out
     again = read_vectors(tmp_path / "vectors")
     assert again.keys == whole.keys
     np.testing.assert_array_equal(again.rows, whole.rows)
@@ -108,6 +110,41 @@ def test_vectors_of_a_model_that_has_changed_since_are_not_mixed(shards, tmp_pat
         main([*arguments, "--images", *shards, *flags()])
     with pytest.raises(ConfigError, match="made with other weights than those of"):
         main([*arguments, "--search", "a dog"])
+
+
+def test_vectors_of_another_tokenizer_are_not_mixed(tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "vectors"
+    save_model(trained(), small_tokenizer(), folder)
+    arguments = [str(folder), str(out), "--captions", str(captions_file(tmp_path)), "--part-size", "2"]
+    main(arguments)
+    save_model(trained(), PaddedTokenizer(small_tokenizer(), pad_id=0), folder)
+    with pytest.raises(ConfigError, match="made with other settings or another tokenizer than those of"):
+        main([str(folder), str(out), "--search", "a dog"])
+    (out / "part-00001.npy").unlink()
+    with pytest.raises(ConfigError, match="the model's settings or tokenizer have changed since"):
+        main(arguments)
+
+
+def test_a_file_that_cannot_be_read_is_not_skipped(model, tmp_path):
+    pictures, out = tmp_path / "pictures", tmp_path / "vectors"
+    (pictures / "a.png").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"a\.png: cannot be read: Is a directory$"):
+        main([str(model), str(out), "--images", str(pictures), *flags()])
+    assert not list(out.glob("part-*"))
+
+
+def test_lines_are_counted_as_editors_do(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_bytes("a dog\u2028in snow\r\na\x0ccat\n\na cow\n".encode())
+    source = CaptionSource([str(path)], "txt")
+    assert source.keys == ["1", "2", "4"]
+
+
+def test_captions_that_cannot_be_read_are_counted(model, tmp_path, capsys):
+    broken = {"__key__": "broken", "png": b"", "txt": b"\xff"}
+    write_shard(tmp_path / "a.tar", [pair("good", 1), broken])
+    main([str(model), str(tmp_path / "vectors"), "--captions", str(tmp_path / "a.tar"), *flags()])
+    assert "1 vectors made, 1 skipped: " in capsys.readouterr().out
 
 
 def embed_on_rank(world, arguments: list[str]) -> None:
@@ -275,8 +312,9 @@ def test_what_cannot_be_embedded_is_said(model, shards, tmp_path):
         main([str(model), str(tmp_path / "out"), "--images", *shards, "--part-size", "0"])
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"not one of 1 items could be used; 1 skipped"):
-        main([str(model), str(tmp_path / "none"), "--images", str(tmp_path / "broken"), *flags()])
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"not one of 1 items could be used; 1 skipped"):
+            main([str(model), str(tmp_path / "none"), "--images", str(tmp_path / "broken"), *flags()])
 
 
 def test_a_description_that_is_not_one(model, tmp_path):
