@@ -7,17 +7,20 @@ so the same command goes on where it was stopped, on any number of ranks.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from navit_clip.batch import Patches
 from navit_clip.contact_sheet import draw_contact_sheet
 from navit_clip.data.faults import Faults
 from navit_clip.data.patches import image_patches
+from navit_clip.data.remote import is_remote
 from navit_clip.distributed import World
 from navit_clip.embedding_sources import CaptionSource, ImageSource
 from navit_clip.errors import ConfigError, DataError, NavitClipError, SampleError
@@ -55,8 +58,12 @@ def main(argv: Sequence[str]) -> int:
 def _embed(arguments: argparse.Namespace, world: World) -> None:
     if arguments.part_size < 1:
         raise ConfigError(f"--part-size: expected at least 1, found {arguments.part_size}")
+    if arguments.num_workers < 0:
+        raise ConfigError(f"--num-workers: expected at least 0, found {arguments.num_workers}")
     check_format(arguments.format)
     is_images = arguments.images is not None
+    if is_images:
+        _check_apart(arguments.out, arguments.images)
     remote = remote_config(arguments.remote)
     source = (
         ImageSource(arguments.images, remote)
@@ -70,10 +77,13 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
         settings=settings_hash(model),
         precision=arguments.precision,
         kind="images" if is_images else "captions",
-        source=list(arguments.images or arguments.captions),
+        source=[
+            name if is_remote(name) else os.path.abspath(name)
+            for name in arguments.images or arguments.captions
+        ],
         items=source.digest(),
-        caption_key=arguments.caption_key,
-        tokens_per_image=model.tokens_per_image,
+        caption_key=None if is_images else arguments.caption_key,
+        tokens_per_image=model.tokens_per_image if is_images else None,
         num_items=len(source),
         part_size=arguments.part_size,
         dim=model.towers.embedding_dim,
@@ -104,6 +114,13 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
     if world.is_main:
         done = f"{made:,} vectors made" if missing else "all parts are there already"
         print(f"{arguments.out}: {done}, {skipped.summary()}")
+
+
+def _check_apart(out: Path, source: Sequence[str]) -> None:
+    """Raises ConfigError where vectors are to lie among the images; a search's sheet would be one of them."""
+    for name in source:
+        if Path(name).is_dir() and out.resolve().is_relative_to(Path(name).resolve()):
+            raise ConfigError(f"{out}: expected a folder outside of the images in {name}, found one inside")
 
 
 def _begin_together(folder: Path, description: Description, world: World) -> None:
@@ -165,6 +182,8 @@ def _search(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise ConfigError(f"--top: expected at least 1, found {arguments.top}")
     description = read_description(arguments.out)
+    sheet = arguments.sheet or arguments.out / "search.png"
+    _check_sheet(sheet)
     vectors = read_vectors(arguments.out)
     model = _open(arguments, torch.device("cpu"))
     for name, found, expected in (
@@ -184,10 +203,17 @@ def _search(arguments: argparse.Namespace) -> int:
     if description.kind == "images":
         source = ImageSource(description.source, remote_config(arguments.remote))
         pictures = list(_pictures(source, [vectors.keys[index] for _, index in found]))
-        sheet = arguments.sheet or arguments.out / "search.png"
         draw_contact_sheet(pictures, arguments.search).save(sheet)
         print(sheet)
     return 0
+
+
+def _check_sheet(sheet: Path) -> None:
+    """Raises ConfigError where Pillow knows no format by this name, or the folder is not there."""
+    if sheet.suffix.lower() not in Image.registered_extensions():
+        raise ConfigError(f"--sheet: expected the name of a picture, as sheet.png, found {sheet}")
+    if not sheet.parent.is_dir():
+        raise ConfigError(f"--sheet: {sheet.parent}: no such folder")
 
 
 def _pictures(source: ImageSource, keys: Sequence[str]) -> Iterator[tuple[str, bytes | SampleError]]:

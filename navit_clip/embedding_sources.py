@@ -12,7 +12,7 @@ from navit_clip.data.remote import RemoteConfig, is_remote
 from navit_clip.data.samples import IMAGE_EXTENSIONS, read_sample, read_samples
 from navit_clip.data.shards import Shard, find_shards
 from navit_clip.data.tar_index import OpenShards
-from navit_clip.errors import DataError, SampleError
+from navit_clip.errors import DataError
 
 
 class ImageSource:
@@ -48,7 +48,7 @@ class ImageSource:
     def __getitem__(self, index: int, /) -> bytes:
         """Raises SampleError where this one is bad, DataError where a file cannot be read: that may pass."""
         if self._files:
-            key, path = self._files[index]
+            _, path = self._files[index]
             try:
                 return path.read_bytes()
             except OSError as error:
@@ -143,4 +143,13 @@ def _image_files(source: Sequence[str]) -> list[tuple[str, Path]]:
     if len(source) > 1 or not folder.is_dir():
         return []
     files = (path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
-    return sorted((path.relative_to(folder).as_posix(), path) for path in files)
+    found = sorted((path.relative_to(folder).as_posix(), path) for path in files)
+    if found and (shards := sorted(folder.glob("*.tar"))):
+        raise DataError(
+            f"{folder}: expected images or shards, found both ({found[0][0]} and {shards[0].name}); "
+            "name the shards by a pattern, or move one kind elsewhere"
+        )
+    for key, _ in found:
+        if any("\ud800" <= letter <= "\udfff" for letter in key):
+            raise DataError(f"{folder}: expected names of files in UTF-8, found {key!a}")
+    return found

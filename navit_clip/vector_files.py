@@ -31,7 +31,7 @@ class Description:
     """What vectors were made from."""
 
     model: str
-    """A run, checkpoint or model folder, or a name on the hub."""
+    """A run, checkpoint or model folder, or a name on the hub; whatever it is called, the hashes tell."""
     weights: str
     """Hash of its weights: a run may have gone on since."""
     settings: str
@@ -41,13 +41,13 @@ class Description:
     kind: Literal["images", "captions"]
     """What a vector stands for."""
     source: list[str]
-    """Shards, a folder of images or a text file."""
+    """Shards, a folder of images or a text file; absolute where they are files of this machine."""
     items: str
     """Hash of the items' keys, and of captions: a source may have changed since."""
-    caption_key: str
-    """Where shards have captions."""
-    tokens_per_image: int
-    """Patches of an image at most."""
+    caption_key: str | None
+    """Where shards have captions; of images none."""
+    tokens_per_image: int | None
+    """Patches of an image at most; of captions none."""
     num_items: int
     """Items in the source, those that turn out to be bad among them."""
     part_size: int
@@ -67,7 +67,6 @@ class Description:
 
 
 SAID = {
-    "model": "they were made by {}",
     "weights": "the model's weights have changed since",
     "settings": "the model's settings or tokenizer have changed since",
     "precision": "they were made in {}",
@@ -107,7 +106,7 @@ def begin(folder: Path, description: Description) -> None:
         differences = [
             SAID[name].format(", ".join(value) if isinstance(value, list) else value)
             for name, value in found.items()
-            if value != expected[name]
+            if name in SAID and value != expected[name] and value is not None  # the kind says that much
         ]
         if differences:
             raise ConfigError(
@@ -156,9 +155,7 @@ def missing_parts(folder: Path, description: Description) -> list[int]:
     ]
 
 
-def write_part(
-    folder: Path, number: int, vectors: Vectors, faults: Faults, description: Description
-) -> None:
+def write_part(folder: Path, number: int, vectors: Vectors, faults: Faults, description: Description) -> None:
     """Writes a part and what was skipped in it; its last rename makes it whole."""
     path = _path(folder, number, description)
     skipped = path.with_suffix(FAULTS)

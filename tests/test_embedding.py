@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,48 @@ def test_captions_that_cannot_be_read_are_counted(model, tmp_path, capsys):
     write_shard(tmp_path / "a.tar", [pair("good", 1), broken])
     main([str(model), str(tmp_path / "vectors"), "--captions", str(tmp_path / "a.tar"), *flags()])
     assert "1 vectors made, 1 skipped: " in capsys.readouterr().out
+
+
+def test_a_folder_of_images_that_is_not_one(model, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(encode_image(noise_picture(9, 9)))
+    arguments = ["--images", str(pictures), *flags()]
+    with pytest.raises(
+        ConfigError, match=r"out: expected a folder outside of the images in .* found one inside$"
+    ):
+        main([str(model), str(pictures / "out"), *arguments])
+    shard = pictures / "b.tar"
+    write_shard(shard, [pair("good", 1)])
+    with pytest.raises(DataError, match=r"images or shards, found both \(a\.png and b\.tar\)"):
+        main([str(model), str(tmp_path / "out"), *arguments])
+    shard.unlink()
+    Path(os.fsdecode(os.fsencode(pictures) + b"/\xff.png")).write_bytes(b"")
+    with pytest.raises(DataError, match=r"names of files in UTF-8, found '\\udcff\.png'$"):
+        main([str(model), str(tmp_path / "out"), *arguments])
+
+
+def test_going_on_from_another_folder(model, tmp_path, monkeypatch, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(encode_image(noise_picture(30, 20)))
+    main([str(model), str(tmp_path / "out"), "--images", str(pictures), *flags()])
+    monkeypatch.chdir(model.parent)
+    relative = os.path.relpath(pictures)
+    main([model.name, str(tmp_path / "out"), "--images", relative, *flags()])
+    assert "all parts are there already" in capsys.readouterr().out
+
+
+def test_flags_that_cannot_be(model, tmp_path):
+    captions, out = str(captions_file(tmp_path)), str(tmp_path / "out")
+    with pytest.raises(ConfigError, match="--num-workers: expected at least 0, found -1"):
+        main([str(model), out, "--captions", captions, "--num-workers", "-1"])
+    main([str(model), out, "--captions", captions, "--tokens-per-image", "30"])
+    main([str(model), out, "--captions", captions, "--tokens-per-image", "40"])  # nothing to captions
+    with pytest.raises(ConfigError, match="--sheet: expected the name of a picture"):
+        main([str(model), out, "--search", "a dog", "--sheet", str(tmp_path / "x")])
+    with pytest.raises(ConfigError, match=r"--sheet: .*gone: no such folder"):
+        main([str(model), out, "--search", "a dog", "--sheet", str(tmp_path / "gone" / "x.png")])
 
 
 def embed_on_rank(world, arguments: list[str]) -> None:
