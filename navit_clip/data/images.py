@@ -64,6 +64,7 @@ class EncodedImage:
     Attributes:
         height: of the upright picture, in pixels.
         width: of the upright picture, in pixels.
+        num_bytes: that it may hold until it is decoded, where finding its size takes decoding it.
 
     Raises:
         SampleError: "undecodable image" or "too many pixels".
@@ -87,6 +88,7 @@ class EncodedImage:
             with _pillow():
                 # For a PNG this already decodes: its EXIF may come after the pixels.
                 self._orientation = self._image.getexif().get(_ORIENTATION_TAG)
+        self.num_bytes = len(data) + (0 if self._decodes_fast else 4 * width * height)
         self._turned = self._orientation in _TURNED
         self.height, self.width = (width, height) if self._turned else (height, width)
 

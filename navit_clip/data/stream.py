@@ -43,9 +43,11 @@ from navit_clip.tokenizer import Tokenizer
 READ_AHEAD = 16
 """Samples that are read before they are decoded."""
 READ_AHEAD_BYTES = 16_000_000
-"""Of their images, encoded, after which there are fewer of them."""
+"""Of their images, as they are held, after which there are fewer of them."""
 NUM_TEXTS = 4096
-"""Texts whose tokens are remembered."""
+"""Texts whose tokens are remembered: names of classes and short captions, which repeat."""
+LONGEST_TEXT = 256
+"""Characters of one that is."""
 
 
 class DrawnSize(NamedTuple):
@@ -123,8 +125,6 @@ class _Drawn(NamedTuple):
     caption: str
     ids: list[int]
     image: EncodedImage
-    num_bytes: int
-    """Of the image, encoded."""
     size: DrawnSize
     kept: Int64[np.ndarray, " kept"]
 
@@ -174,7 +174,8 @@ class Stream:
     ):
         self._config = config
         # Where captions are names of classes, few texts come again and again.
-        self._ids = lru_cache(NUM_TEXTS)(lambda text: tokenizer.encode([text], context_length)[0])
+        self._ids = lambda text: tokenizer.encode([text], context_length)[0]
+        self._known_ids = lru_cache(NUM_TEXTS)(self._ids)
         self._patch_size = patch_size
         self._seed = seed
         self._new_block = new_block
@@ -257,7 +258,7 @@ class Stream:
             place = next(self._walk)
             sample = self._drawn(place)
             self._ahead.append(_Ahead(place, sample, self._walk.state()))
-            num_bytes += 0 if isinstance(sample, SampleError) else sample.num_bytes
+            num_bytes += 0 if isinstance(sample, SampleError) else sample.image.num_bytes
 
     def _take(self, place: Place, sample: _Drawn | SampleError, waited: int = 0) -> None:
         """Decodes a sample and lets it wait for a batch, or counts its fault."""
@@ -279,7 +280,7 @@ class Stream:
         try:
             return self._read_and_draw(place)
         except SampleError as error:
-            return error
+            return SampleError(error.cause, error.detail)  # without its frames, which hold what was read
 
     def _read_and_draw(self, place: Place) -> _Drawn:
         config, patch_size = self._config, self._patch_size
@@ -297,8 +298,8 @@ class Stream:
         image = EncodedImage(sample.image, config.max_pixels)
         size = draw_size(config, random, images_seen, image.height, image.width, patch_size)
         kept = draw_kept(math.prod(size.grid), size.drop_rate, random)
-        ids = self._ids(text)
-        return _Drawn(sample.key, caption, ids, image, len(sample.image), size, kept)
+        ids = self._known_ids(text) if len(text) <= LONGEST_TEXT else self._ids(text)
+        return _Drawn(sample.key, caption, ids, image, size, kept)
 
     def _patches(self, sample: _Drawn) -> Patches:
         """Decodes and cuts; raises SampleError where the image is bad."""
