@@ -120,11 +120,21 @@ def _fetch(url: str, partial: Path, config: RemoteConfig) -> None:
         command = _command(url, config)
         return _patiently(url, config, lambda: _run(command, partial, config.timeout))
     fs, path = _file_system(url, config)
-    info = _patiently(url, config, lambda: fs.info(path))
-    size = info["size"]
-    if size is None:  # a server that does not say: what it sends is all there is
-        return _patiently(url, config, lambda: partial.write_bytes(fs.cat_file(path)))
-    version, begun = _version(info), partial.with_suffix(".version")
+    for _ in range(config.retries + 1):
+        info = _patiently(url, config, lambda: _info(fs, path))
+        if info["size"] is None:  # a server that does not say: what it sends is all there is
+            return _patiently(url, config, lambda: partial.write_bytes(fs.cat_file(path)))
+        _fetch_pieces(url, fs, path, info, partial, config)
+        if _version(_patiently(url, config, lambda: _info(fs, path))) == _version(info):
+            return partial.with_suffix(".version").unlink()
+    raise DataError(f"shard {url} cannot be fetched: it changed {config.retries + 1} times while it was read")
+
+
+def _fetch_pieces(
+    url: str, fs: Any, path: str, info: dict[str, Any], partial: Path, config: RemoteConfig
+) -> None:
+    """Goes on where the last attempt came to, or from the start where that was of another version."""
+    size, version, begun = info["size"], _version(info), partial.with_suffix(".version")
     with partial.open("ab") as file:
         if not begun.exists() or begun.read_text() != version:  # of a file that was there before
             file.truncate(0)
@@ -135,8 +145,12 @@ def _fetch(url: str, partial: Path, config: RemoteConfig) -> None:
             file.write(
                 _patiently(url, config, lambda start=start, end=end: _piece(fs, path, start, end, size))
             )
-    begun.unlink()
-    return None
+
+
+def _info(fs: Any, path: str) -> dict[str, Any]:
+    """What the source says of a file now."""
+    fs.invalidate_cache()
+    return fs.info(path)
 
 
 def _version(info: dict[str, Any]) -> str:

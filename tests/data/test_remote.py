@@ -152,6 +152,23 @@ def test_a_shard_that_changes_while_it_is_half_fetched_is_fetched_anew(tmp_path,
         assert fetched(f"{url}/shard-002.tar", config(tmp_path)) == changed
 
 
+def test_a_shard_that_changes_between_two_of_its_pieces_is_fetched_anew(tmp_path, folder, monkeypatch):
+    path = folder / "shard-002.tar"
+    changed = path.read_bytes()[::-1]  # of the same size
+    piece, pieces = remote._piece, []
+
+    def change_after_the_first(*arguments):
+        pieces.append(piece(*arguments))
+        if len(pieces) == 1:
+            path.write_bytes(changed)
+        return pieces[-1]
+
+    monkeypatch.setattr(remote, "_piece", change_after_the_first)
+    with http_server(folder) as url:
+        assert fetched(f"{url}/shard-002.tar", config(tmp_path)) == changed
+    assert len(pieces) > 2
+
+
 def test_a_shard_in_the_cache_is_what_its_url_names_until_it_is_taken_out(tmp_path, folder):
     path, settings = folder / "shard-000.tar", config(tmp_path)
     before = path.read_bytes()
