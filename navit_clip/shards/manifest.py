@@ -80,7 +80,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest(
             record["built_from"],
             [ShardRecord(**shard) for shard in record["shards"]],
-            record["empty_captions"],
+            record.get("empty_captions", 0),  # older manifests have none
             record["complete"],
         )
     except (OSError, ValueError, TypeError, KeyError) as error:

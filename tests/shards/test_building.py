@@ -212,3 +212,12 @@ def test_the_command_builds_and_validates(tmp_path, images, capsys):
     assert "7 good samples, 0 faults, 2 shards" in capsys.readouterr().out
     assert main(["shards", "build", str(table), str(table), out]) == 2
     assert "expected a folder of images" in capsys.readouterr().err
+
+
+def test_a_manifest_from_before_empty_captions_were_counted_is_read(tmp_path, images):
+    build(images, write_csv(tmp_path / "t.csv", rows()), tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    record = json.loads(path.read_text())
+    del record["empty_captions"]
+    path.write_text(json.dumps(record))
+    assert read_manifest(tmp_path / "out").empty_captions == 0
