@@ -78,9 +78,9 @@ def build_shards(build: Build, faults: Faults) -> Manifest:
                 counted = faults.counts.copy()
                 samples = list(_samples(build, batch, first, faults))
                 skipped = dict(faults.counts - counted)
-                manifest.shards[number : number + 1] = [
-                    _write(build.out / f"{number:05d}.tar", samples, len(batch), skipped)
-                ]
+                lost = manifest.shards[number].sha256 if before else None
+                path = build.out / f"{number:05d}.tar"
+                manifest.shards[number : number + 1] = [_write(path, samples, len(batch), skipped, lost)]
                 manifest.write(build.out)
             bar.update(len(batch))
     if not manifest.samples:
@@ -111,6 +111,10 @@ def _start(build: Build) -> Manifest:
     if manifest.built_from != built_from:
         differing = [name for name, value in built_from.items() if manifest.built_from.get(name) != value]
         raise DataError(f"{build.out}: holds shards of another build ({', '.join(differing)} differ)")
+    # One more may be there: a build can be ended between a shard and its place in the manifest.
+    known = {f"{number:05d}.tar" for number in range(len(manifest.shards) + 1)}
+    if others := [shard.name for shard in found if shard.name not in known]:
+        raise DataError(f"{build.out}: holds {', '.join(others)}, which {FILE_NAME} does not have")
     manifest.complete = False
     manifest.write(build.out)
     return manifest
@@ -118,7 +122,7 @@ def _start(build: Build) -> Manifest:
 
 def _images(build: Build) -> list[_Image]:
     """The table's rows by image, in the order of their first rows."""
-    images: dict[str, _Image] = {}
+    images: dict[str | int, _Image] = {}  # by path, and those without one by row
     for number, row in enumerate(read_rows(build.table), start=1):
         for column in (build.image_column, build.caption_column):
             if column not in row:
@@ -128,7 +132,7 @@ def _images(build: Build) -> list[_Image]:
         path = row.pop(build.image_column)
         path = "" if path is None else str(path)
         captions = _captions(row.pop(build.caption_column))
-        image = images.setdefault(path, _Image(path, [], 0, row))
+        image = images.setdefault(path or number, _Image(path, [], 0, row))
         image.captions += [caption for caption in captions if caption]
         image.num_empty += captions.count("")
     if not images:
@@ -196,13 +200,24 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _write(
-    path: Path, samples: Sequence[Mapping[str, str | bytes]], rows: int, skipped: dict[str, int]
+    path: Path,
+    samples: Sequence[Mapping[str, str | bytes]],
+    rows: int,
+    skipped: dict[str, int],
+    lost: str | None,
 ) -> ShardRecord:
+    """Writes a shard; in place of a lost one, whose checksum is known, no other."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         write_shard(partial, samples)
         size, checksum = partial.stat().st_size, sha256_of(partial)
         record = ShardRecord(path.name, len(samples), size, checksum, rows, skipped)
+        if lost not in (None, checksum):
+            partial.unlink()
+            raise DataError(
+                f"{path}: lost or damaged, and cannot be made again as it was: its images have changed "
+                "since; choose another folder"
+            )
         partial.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from error

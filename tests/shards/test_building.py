@@ -127,6 +127,31 @@ def test_a_shard_that_is_lost_or_damaged_comes_back(tmp_path, images, monkeypatc
     assert faults.counts == {"missing image": 1}
 
 
+def test_a_lost_shard_is_not_made_of_other_images(tmp_path, images):
+    table = write_csv(tmp_path / "t.csv", rows())
+    build(images, table, tmp_path / "out")
+    (tmp_path / "out" / "00001.tar").unlink()
+    for picture in images.rglob("*.*"):
+        picture.write_bytes(encode_image(noise_picture(9, 9, seed=5)))
+    with pytest.raises(DataError, match=r"00001.tar: lost or damaged, .* its images have changed since"):
+        build(images, table, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if "00001" in path.name) == []
+
+
+def test_a_shard_that_the_manifest_does_not_have_is_named(tmp_path, images):
+    table = write_csv(tmp_path / "t.csv", rows())
+    build(images, table, tmp_path / "out")
+    (tmp_path / "out" / "00077.tar").write_bytes((tmp_path / "out" / "00000.tar").read_bytes())
+    with pytest.raises(DataError, match=r"holds 00077.tar, which manifest.json does not have"):
+        build(images, table, tmp_path / "out")
+
+
+def test_rows_without_an_image_are_counted_one_by_one(tmp_path, images):
+    table = write_csv(tmp_path / "t.csv", [("", "x"), ("", "y"), ("", "z"), *rows()])
+    _, faults = build(images, table, tmp_path / "out")
+    assert faults.counts == {"no image": 3}
+
+
 def test_a_build_that_ended_before_its_first_shard_was_in_the_manifest_goes_on(tmp_path, images, monkeypatch):
     table = write_csv(tmp_path / "t.csv", rows())
 
@@ -165,7 +190,8 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, images):
     manifest, faults = build(images, table, tmp_path / "out")
     assert manifest.samples == 1
     assert manifest.empty_captions == 2
-    expected = [*bad.values(), "empty caption", "no caption", "undecodable caption", "overlong caption"]
+    expected = [*bad.values(), "no image", "empty caption", "no caption", "undecodable caption"]
+    expected.append("overlong caption")
     assert faults.counts == {cause: expected.count(cause) for cause in expected}
     assert all(not example.startswith(":") and "Errno" not in example for example in faults.examples.values())
 
