@@ -230,7 +230,7 @@ def resolve_model_folder(path: str | Path) -> Path:
 
 def run_folder(path: str | Path) -> Path | None:
     """The run that a path is, or that the checkpoint or model folder there belongs to; None for others."""
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     checkpoint = path.parent if path.name == "model" else path
     run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else path
     return run if (run / RUN_CONFIG_FILE).is_file() else None

@@ -169,7 +169,8 @@ def test_a_run_and_its_checkpoints_are_judged_at_one_number_of_tokens(tmp_path):
     model = tmp_path / "run" / "checkpoints" / "step-00000004" / "model"
     model.mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("evaluation: {tokens_per_image: 64}\n")
-    for place in (tmp_path / "run", model.parent, model):
+    (tmp_path / "link").symlink_to(model)
+    for place in (tmp_path / "run", model.parent, model, tmp_path / "link", model / ".."):
         assert run_folder(place) == tmp_path / "run"
         assert usual_tokens(place) == 64
     for place in (tmp_path, tmp_path / "run" / "imported", "open_clip:ViT-B-32"):

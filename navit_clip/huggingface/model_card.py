@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -279,24 +279,45 @@ def _evaluation(results: list[dict[str, Any]]) -> str:
     rows = [
         f"| {Path(str(record['dataset'])).name} | {_words(record['task'])} | {_words(name)} | "
         f"{_figure(name, value)} | {_interval(name, record)} | {_chance(name, record)} | "
-        f"{_number_judged(record)} | {record['tokens_per_image']} |"
+        f"{_number_judged(record)} | {record['tokens_per_image']} | {_departures(record, results)} |"
         for record in results
         for name, value in record["metrics"].items()
     ]
-    heading = ["| data set | task | metric | score | 95 % interval | chance | images | patches an image |"]
+    heading = [
+        "| data set | task | metric | score | 95 % interval | chance | images | patches an image | settings |"
+    ]
     scoring = {
-        _words(record["task"]): record["protocol"]["scoring"]
+        f"{Path(str(record['dataset'])).name}, {_words(record['task'])}": record["protocol"]["scoring"]
         for record in results
         if record.get("protocol", {}).get("scoring")
     }
     protocol = (
-        "Zero-shot, by `navit-clip eval`: every image at its own aspect ratio, class names in the data set's "
-        "prompts, cosine similarity of the unit vectors."
+        "Zero-shot, by `navit-clip eval`: cosine similarity of the unit vectors; every image at its own "
+        "aspect ratio and class names in the data set's prompts, but for what the settings say: those in "
+        "which results of one task differ."
     )
-    rules = [f"- {task}: {rule}" for task, rule in scoring.items()]
+    rules = [f"- {what}: {rule}" for what, rule in scoring.items()]
     return "\n".join(
-        [*heading, "|---|---|---|---|---|---|---|---|", *rows, "", protocol, "", *rules]
+        [*heading, "|---|---|---|---|---|---|---|---|---|", *rows, "", protocol, "", *rules]
     ).rstrip()
+
+
+def _departures(record: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    """Settings by which a result differs from others of its data set and task."""
+    what = ("dataset", "task")
+    alike = [other for other in results if all(other[name] == record[name] for name in what)]
+    settings = [_flat({"language": other.get("language"), **other.get("protocol", {})}) for other in alike]
+    own = settings[alike.index(record)]
+    differing = [key for key in own if len({str(other.get(key)) for other in settings}) > 1]
+    shown = (key for key in differing if key not in ("scoring", "images.tokens_per_image"))
+    return ", ".join(f"{key.rpartition('.')[2]} {own[key]}" for key in shown)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _words(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,22 @@ def read_run_facts(path: Path, weights: str) -> RunFacts:
     settings = {words: _shown(OmegaConf.select(config, key)) for key, words in RECIPE.items()}
     recipe = [(words, shown) for words, shown in settings.items() if shown]
     shards = [str(pattern) for pattern in OmegaConf.select(config, "data.shards") or []]
-    during = list(_during(run, path)) if run else []
-    places = dict.fromkeys(place for place in (run, path.absolute()) if place)
+    model = resolve_model_folder(path).resolve()
+    places = dict.fromkeys(place for place in (run, path.resolve(), model.parent, model) if place)
     afterwards = [record for place in places for record in _afterwards(place, weights)]
-    newest = {(row["dataset"], row["task"], row["tokens_per_image"]): row for row in [*during, *afterwards]}
+    judged = {_what(record) for record in afterwards}
+    during = [row for row in (_during(run, path) if run else ()) if _what(row) not in judged]
+    newest = {(*_what(row), _how(row)): row for row in [*during, *afterwards]}
     return RunFacts(recipe, shards, list(newest.values()))
+
+
+def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["dataset"], row["task"], row["tokens_per_image"]
+
+
+def _how(row: Mapping[str, Any]) -> str:
+    """What else tells results apart, as evaluation does."""
+    return json.dumps([row.get("language"), row.get("protocol")], sort_keys=True)
 
 
 def _during(run: Path, path: Path) -> Iterator[dict[str, Any]]:
@@ -80,8 +91,7 @@ def _during(run: Path, path: Path) -> Iterator[dict[str, Any]]:
     metrics = run / "metrics.jsonl"
     if step is None or not metrics.exists():
         return
-    for line in metrics.read_text().splitlines():
-        row = json.loads(line)
+    for row in _rows(metrics):
         if "dataset" in row and "metrics" in row and str(row.get("step")) == step[1]:
             yield row
 
@@ -90,10 +100,18 @@ def _afterwards(folder: Path, weights: str) -> Iterator[dict[str, Any]]:
     """What `navit-clip eval` found of these weights."""
     files = sorted((folder / "eval").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
     for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if record.get("weights") == weights:
-                yield record
+        yield from (record for record in _rows(file) if record.get("weights") == weights)
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Of JSON lines; not one that is empty, or half written by a run that was killed or still goes on."""
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            yield row
 
 
 def _shown(value: Any) -> str:

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from navit_clip.errors import CheckpointError, ExportError
 from navit_clip.huggingface.export import main as export
 from navit_clip.huggingface.hub import PATTERNS, fetch, push
-from navit_clip.huggingface.model_card import CardFacts, model_card
+from navit_clip.huggingface.model_card import CardFacts, _evaluation, model_card
 from navit_clip.huggingface.run_facts import RunFacts, read_run_facts
 from navit_clip.huggingface.verification import Verification
 from navit_clip.tokenizer import train_tokenizer
@@ -86,7 +86,7 @@ def test_a_card_says_how_the_model_was_trained_and_judged(run, tmp_path):
         "| pets | zero-shot classification | top-1 accuracy | 75.0% | 71.0% to 78.5% | 2.7% | "
         "1,234 (not all) | 256 |",
         "| pets | zero-shot classification | negative log-likelihood | 1.447 |  |  | 1,234 (not all) | 256 |",
-        "- zero-shot classification: the class whose prompts fit best",
+        "- pets, zero-shot classification: the class whose prompts fit best",
     ):
         assert line in card.text
     for line in ("/somewhere", "99.0%", "25.0%", "towers started from", "zeroshot_"):
@@ -106,6 +106,31 @@ def test_the_newest_result_of_a_protocol_counts(run, tmp_path):
     results = read_run_facts(copy, weights).results
     found = {(row["tokens_per_image"], row["metrics"]["image_retrieval_recall@1"]) for row in results}
     assert found == {(256, 0.6), (64, 0.4)}
+
+
+def test_results_of_other_protocols_stand_beside_each_other(run, tmp_path):
+    weights = weights_hash(load_model(run / "checkpoints" / "step-00000020" / "model").model)
+    record = {"dataset": "imagenet1k", "task": "zeroshot_classification", "num_samples": 87}
+    record |= {"tokens_per_image": 256, "weights": weights}
+    lines = [
+        {**record, "metrics": {"acc1": score}, "protocol": {"scoring": "argmax", "images": {"keep": keep}}}
+        for keep, score in ((1.0, 0.5), (1.0, 0.7), (0.25, 0.3))
+    ]
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "eval", ignore_errors=True)
+    for folder, own in (("checkpoints/step-00000020", lines[:1]), (".", lines[1:])):
+        (copy / folder / "eval").mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in own) + "\n"
+        (copy / folder / "eval" / "results.jsonl").write_text(text)
+    with (copy / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"kind": "train", "st')  # of a run that still goes on
+    results = [row for row in read_run_facts(copy, weights).results if row["dataset"] == "imagenet1k"]
+    assert sorted(row["protocol"]["images"]["keep"] for row in results) == [0.25, 1.0]
+    table = _evaluation(results)
+    assert "| 30.0% |" in table
+    assert "| keep 0.25 |" in table
+    assert "- imagenet1k, " in table
 
 
 @pytest.mark.parametrize(
