@@ -17,7 +17,7 @@ say '2  Both towers, trained together on packed images'
 navit-clip train configs/run/demo.yaml
 
 say '3  Retrieval, and zero-shot classification by category, on held-out stamps'
-navit-clip eval --model "$run" --suite configs/eval/stamps.yaml --tokens_per_image 64
+navit-clip eval --model "$run" --suite configs/eval/stamps.yaml
 
 say '4  Out to Hugging Face, verified'
 navit-clip export "$run" "$run/export"

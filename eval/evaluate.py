@@ -172,17 +172,18 @@ def _config(arguments: argparse.Namespace) -> EvalConfig:
     given = {flag: value for flag, value in vars(arguments).items() if value is not None}
     task_flags = [flag for flag in TASK_FLAGS if flag in given]
     images = {flag: given[flag] for flag in IMAGE_FLAGS if flag in given}
+    tokens = usual_tokens(arguments.model)
+    usual = {"tokens_per_image": tokens} if tokens else {}
     if arguments.suite is not None:
         if task_flags:
             raise ConfigError(f"--{task_flags[0]} describes a --dataset; in a --suite each task has its own")
-        return load_config(EvalConfig, arguments.suite, [f"{flag}={value}" for flag, value in images.items()])
+        settings = [f"{flag}={value}" for flag, value in images.items()]
+        return load_config(EvalConfig, arguments.suite, settings, usual=usual)
     if arguments.task is None:
         raise ConfigError("--task: expected zeroshot_classification or zeroshot_retrieval, found nothing")
-    if tokens := usual_tokens(arguments.model):
-        images.setdefault("tokens_per_image", tokens)
-    settings: dict[str, Any] = {TASK_FLAGS[flag]: given[flag] for flag in task_flags}
-    tasks = [{"dataset": dataset, **settings} for dataset in arguments.dataset]
-    config = build_config(EvalConfig, {**images, "tasks": tasks}, where="the command line")
+    own: dict[str, Any] = {TASK_FLAGS[flag]: given[flag] for flag in task_flags}
+    tasks = [{"dataset": dataset, **own} for dataset in arguments.dataset]
+    config = build_config(EvalConfig, {**usual, **images, "tasks": tasks}, where="the command line")
     if len({task.path for task in config.tasks}) < len(tasks):
         raise ConfigError(
             "--dataset_root: several data sets need a {dataset} in it, to lie in different places"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -30,7 +30,11 @@ INCLUDE = "from"
 
 
 def load_config(
-    schema: type[Config], path: str | Path, overrides: Sequence[str] = (), section: str = ""
+    schema: type[Config],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    section: str = "",
+    usual: Mapping[str, Any] | None = None,
 ) -> Config:
     """Reads a YAML file, applies `dotted.key=value` overrides, and builds the dataclass `schema`.
 
@@ -39,6 +43,7 @@ def load_config(
         path: the file.
         overrides: settings that replace the file's.
         section: the file's key that holds the settings of `schema`; without one, the whole file does.
+        usual: settings where the file has none, in place of the defaults of `schema`.
 
     Raises:
         ConfigError: the file is missing or not YAML; a key is unknown; a value has the wrong type
@@ -49,7 +54,7 @@ def load_config(
     tree = _with_settings(tree, overrides)
     if section:
         tree = tree.get(section, {})
-    return build_config(schema, tree, where)
+    return build_config(schema, {**(usual or {}), **tree}, where)
 
 
 def config_of(schema: type[Config], settings: Sequence[str], where: str) -> Config:

@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     if (arguments.search is None) == (arguments.images is None and arguments.captions is None):
         raise ConfigError("expected one of --images, --captions and --search")
+    if arguments.search is not None and not arguments.search.strip():
+        raise ConfigError("--search: expected a sentence, found nothing")
     if arguments.search is not None:
         return _search(arguments)
     with World.join() as world:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from eval.evaluate import main
+from eval.evaluate import _config, _parser, main
 from eval.records import read_records
 from navit_clip.errors import ConfigError, DataError
 from navit_clip.model import ClipConfig, ImageTowerConfig, TextTowerConfig, TwoTowers
@@ -46,6 +46,22 @@ def test_named_data_set_by_flags(run_folder, shard, capsys):
     )
     assert "chance 33.33 %" in printed
     assert str(output) in printed
+
+
+def test_a_suite_without_a_number_of_patches_takes_the_model_s(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("evaluation: {tokens_per_image: 36}")
+    task = "{dataset: a, dataset_root: x.tar, task: zeroshot_retrieval}"
+    for name, own in (("without", ""), ("with", "tokens_per_image: 49\n")):
+        (tmp_path / f"{name}.yaml").write_text(f"{own}tasks: [{task}]")
+
+    def tokens(suite: str, *flags: str) -> int:
+        arguments = ["--model", str(tmp_path / "run"), "--suite", str(tmp_path / suite), *flags]
+        return _config(_parser().parse_args(arguments)).tokens_per_image
+
+    assert tokens("without.yaml") == 36
+    assert tokens("with.yaml") == 49
+    assert tokens("without.yaml", "--tokens_per_image", "64") == 64
 
 
 def test_suite_to_places_of_its_own(run_folder, shard, tmp_path):
