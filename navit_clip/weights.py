@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from navit_clip.config import load_config, save_config
 from navit_clip.errors import CheckpointError, ConfigError
@@ -33,6 +35,8 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "navit_clip.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 RUN_CONFIG_FILE = "config.yaml"
+RESULTS_FOLDER = "eval"
+"""Where evaluations leave their results, in a run or beside a model."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 """Where a folder for transformers says how it prepares images; newer versions write the first."""
 
@@ -74,6 +78,8 @@ def save_weights(
 def whole_folder(folder: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when all is written, and vanishes on an error.
 
+    What evaluations have left in a folder that is replaced stays: results say which weights they are of.
+
     Args:
         folder: where it is to be.
         replaces: whether what is there already is a folder of the same kind, and may go.
@@ -92,6 +98,7 @@ def whole_folder(folder: Path, replaces: Callable[[Path], bool]) -> Iterator[Pat
             f"{folder}: expected nothing there, or an earlier folder of the same kind to replace, "
             f"found {listing(folder)}"
         )
+    _keep_results(replaced, folder)  # killed after them
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -106,7 +113,13 @@ def whole_folder(folder: Path, replaces: Callable[[Path], bool]) -> Iterator[Pat
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
+    _keep_results(replaced, folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _keep_results(replaced: Path, folder: Path) -> None:
+    if (replaced / RESULTS_FOLDER).exists() and not (folder / RESULTS_FOLDER).exists():
+        (replaced / RESULTS_FOLDER).rename(folder / RESULTS_FOLDER)
 
 
 def load_model(folder: Path) -> LoadedModel:
@@ -242,8 +255,8 @@ def usual_tokens(path: str | Path) -> int | None:
     What the evaluations of a run have (its `evaluation.tokens_per_image`), or the image processor of a folder
     for transformers (its `max_num_patches`); None for others.
     """
-    if run := run_folder(path):
-        return OmegaConf.select(OmegaConf.load(run / RUN_CONFIG_FILE), "evaluation.tokens_per_image")
+    if (run := run_folder(path)) and (tokens := _evaluated_tokens(run / RUN_CONFIG_FILE)):
+        return tokens
     for file in (Path(path) / name for name in PROCESSOR_FILES):
         try:
             settings = json.loads(file.read_text(encoding="utf-8"))
@@ -256,6 +269,21 @@ def usual_tokens(path: str | Path) -> int | None:
         tokens = settings.get("max_num_patches") if isinstance(settings, dict) else None
         return tokens if isinstance(tokens, int) and tokens > 0 else None
     return None
+
+
+def _evaluated_tokens(file: Path) -> int | None:
+    """Of a run's config; None for another config of this name."""
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise CheckpointError(f"{file}: not readable as a run's config: {error}") from error
+    evaluation = tree.get("evaluation") if isinstance(tree, dict) else None
+    if not isinstance(evaluation, dict) or "tokens_per_image" not in evaluation:
+        return None
+    tokens = evaluation["tokens_per_image"]
+    if not isinstance(tokens, int) or tokens < 1:
+        raise CheckpointError(f"{file}: evaluation.tokens_per_image: expected at least 1, found {tokens!r}")
+    return tokens
 
 
 def listing(path: Path) -> str:

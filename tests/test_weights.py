@@ -204,3 +204,39 @@ def test_a_model_that_was_being_replaced_when_killed_is_not_lost(tmp_path, folde
         _ = 1 / 0
     assert (folder / "model.safetensors").read_bytes() == weights
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_results_beside_a_model_outlive_its_replacement(tmp_path, folder, killed):
+    (folder / "eval").mkdir()
+    (folder / "eval" / "results.jsonl").write_text("{}\n")
+    if killed:  # once the new one was in its place
+        folder.rename(tmp_path / ".model.replaced")
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+    for _ in range(2):
+        with whole_folder(folder, replaces=lambda path: (path / "model.safetensors").exists()) as new:
+            (new / "model.safetensors").touch()
+    assert sorted(path.name for path in folder.iterdir()) == ["eval", "model.safetensors"]
+    assert (folder / "eval" / "results.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("a: [", "not readable as a run's config"),
+        ("evaluation: {tokens_per_image: auto}", "expected at least 1, found 'auto'"),
+        ("evaluation: {tokens_per_image: 0}", "expected at least 1, found 0"),
+    ],
+)
+def test_a_run_s_config_that_cannot_be_is_named(tmp_path, config, said):
+    (tmp_path / "config.yaml").write_text(config)
+    with pytest.raises(CheckpointError, match=said):
+        usual_tokens(tmp_path)
+
+
+@pytest.mark.parametrize("config", ["[1, 2]", "model: resnet", "evaluation: 7"])
+def test_another_s_config_does_not_hide_the_processor(tmp_path, config):
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "preprocessor_config.json").write_text('{"max_num_patches": 81}')
+    assert usual_tokens(tmp_path) == 81

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from navit_clip.weights import RUN_CONFIG_FILE, resolve_model_folder, run_folder
+from navit_clip.weights import RESULTS_FOLDER, RUN_CONFIG_FILE, resolve_model_folder, run_folder
 
 RECIPE = {
     "pairs": "image-text pairs seen",
@@ -98,7 +98,7 @@ def _during(run: Path, path: Path) -> Iterator[dict[str, Any]]:
 
 def _afterwards(folder: Path, weights: str) -> Iterator[dict[str, Any]]:
     """What `navit-clip eval` found of these weights."""
-    files = sorted((folder / "eval").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    files = sorted((folder / RESULTS_FOLDER).glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
     for file in files:
         yield from (record for record in _rows(file) if record.get("weights") == weights)
 
