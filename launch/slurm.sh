@@ -6,7 +6,7 @@
 #
 # Two minutes before the end of its time Slurm sends SIGUSR1 to every task. The run then saves after the step that
 # it is in and ends with code 75, and the job is requeued; --resume auto goes on from the newest whole checkpoint.
-# A task that is asked before it listens, while Python starts, ends with 128 and the signal's number: requeued, too.
+# Any other code is a failure, which would only come again, and stays out of the queue.
 #SBATCH --job-name=navit-clip
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -19,7 +19,6 @@
 set -uo pipefail
 
 STOPPED=75  # training/stop.py
-USR1=138 TERM=143
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT="${MASTER_PORT:-29500}"
@@ -30,12 +29,15 @@ trap : TERM  # preemption: outlive the tasks, which save
 # shellcheck disable=SC2016  # each task reads its own place
 srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    # A task that fails has Slurm send SIGTERM to those that still start. Were they to die of it, srun would
+    # give that signal rather than the code of the failure. From its first line on a run listens by itself.
+    trap "" TERM USR1
     exec python -m training.train "$@" --resume auto
 ' train "$@"
 code=$?
 
-case "$code" in "$STOPPED" | "$USR1" | "$TERM")
+if [ "$code" = "$STOPPED" ]; then
     echo "asked to stop; back into the queue"
-    scontrol requeue "$SLURM_JOB_ID" ;;
-esac
+    scontrol requeue "$SLURM_JOB_ID"
+fi
 exit "$code"

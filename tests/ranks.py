@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +21,7 @@ from navit_clip.distributed import World
 
 def on_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """What `function(world, *args)` returned on each rank; it and its arguments must pickle."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.train", "open_clip"])
+    port, context = _free_port(), _context()
     results = context.SimpleQueue()
     ranks = multiprocessing.start_processes(
         _rank, (size, port, results, function, args), nprocs=size, join=False, start_method="forkserver"
@@ -38,12 +35,49 @@ def on_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     return [by_rank[rank] for rank in range(size)]
 
 
+def exit_codes(size: int, function: Callable[..., int], *args: Any) -> list[int | None]:
+    """What each rank's process ends with where `function(*args)`, which joins the ranks itself, is all of it.
+
+    Minus the number of a signal, where it died of that.
+    """
+    port, context = _free_port(), _context()
+    ranks = [
+        context.Process(target=_process, args=(rank, size, port, function, args)) for rank in range(size)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return [rank.exitcode for rank in ranks]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.train", "open_clip"])
+    return context
+
+
+def _process(rank: int, size: int, port: int, function: Callable[..., int], args: Any) -> None:
+    _take_place(rank, size, port)
+    sys.exit(function(*args))
+
+
 def _rank(rank: int, size: int, port: int, results: Any, function: Callable[..., Any], args: Any) -> None:
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
+    _take_place(rank, size, port)
     # pytest's own filters do not reach a new process; what libraries do among themselves is theirs.
     warnings.filterwarnings("error", category=FutureWarning, module="navit_clip|training|eval")
     with World.join() as world:
         results.put((rank, function(world, *args)))
+
+
+def _take_place(rank: int, size: int, port: int) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)

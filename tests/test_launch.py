@@ -16,9 +16,11 @@ SRUN = """#!/usr/bin/env bash
 shift  # its own option
 for SLURM_PROCID in 0 1; do
     export SLURM_PROCID SLURM_LOCALID=$SLURM_PROCID SLURM_NTASKS=2
-    "$@" || code=$?
+    "$@"
+    task=$?
+    ((task > ${code:-0})) && code=$task
 done
-exit "${code:-0}"
+exit "${code:-0}"  # the highest; a signal, which makes it 128 and more, before any code
 """
 SCONTROL = """#!/usr/bin/env bash
 if [ "$1" = show ]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*"; fi
@@ -26,19 +28,32 @@ if [ "$1" = show ]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*"; fi
 PYTHON = """#!/usr/bin/env bash
 echo "rank $RANK of $WORLD_SIZE, $LOCAL_RANK there, meets at $MASTER_ADDR:$MASTER_PORT: $*"
 echo "$SRUN_CPUS_PER_TASK CPUs"
-exit "$CODE"
+kill -TERM $$; kill -USR1 $$  # before there is anybody to listen
+read -ra codes <<< "$CODES"
+[ "${codes[$RANK]}" = KILL ] && kill -KILL $$
+exit "${codes[$RANK]}"
 """
 
 
 @pytest.mark.parametrize(
-    ("code", "requeued"), [(0, False), (75, True), (138, True), (143, True), (1, False), (137, False)]
+    ("codes", "code", "requeued"),
+    [
+        ("0 0", 0, False),
+        ("75 75", 75, True),
+        ("2 2", 2, False),
+        ("75 KILL", 137, False),
+        ("2 KILL", 137, False),
+        ("143 75", 143, False),
+    ],
 )
-def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(root: Path, tmp_path: Path, code, requeued):
+def test_a_slurm_job_that_was_stopped_and_no_other_goes_back_into_the_queue(
+    root: Path, tmp_path: Path, codes: str, code: int, requeued: bool
+):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    job = {"PATH": path, "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "node[7-8]", "CODE": str(code)}
+    job = {"PATH": path, "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "node[7-8]", "CODES": codes}
     job["SLURM_CPUS_PER_TASK"] = "14"
     command = [str(root / "launch" / "slurm.sh"), "run.yaml", "data.shards=[a b.tar]"]
     done = subprocess.run(command, env=job, capture_output=True, text=True)

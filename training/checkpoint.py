@@ -68,6 +68,8 @@ class Progress:
     """Steps taken, those skipped among them."""
     pairs: int = 0
     """Pairs trained on, over all ranks."""
+    skipped: int = 0
+    """The latest of these steps, in a row, whose gradient was not finite."""
 
 
 class CheckpointWriter:
@@ -132,6 +134,7 @@ class CheckpointWriter:
         record = {
             "step": progress.step,
             "pairs": progress.pairs,
+            "skipped": progress.skipped,
             "optimizer_steps": state.optimizer_steps,
             "world_size": self._world.size,
             "zero_stage": engine.config.zero_stage,

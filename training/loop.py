@@ -53,10 +53,13 @@ def train(
     Raises:
         DivergenceError: too many steps in a row had a gradient that is not finite.
     """
-    step, pairs, skipped = progress.step, progress.pairs, 0
+    step, pairs, skipped = progress.step, progress.pairs, progress.skipped
+    if stop.asked(world):
+        recorder.say(f"asked to stop: leaving after step {step}, with nothing new to save")
+        return End(progress, stopped=True)
     if pairs >= config.pairs:  # resumed at its end: the evaluation that it was perhaps killed in
         evaluate(progress)
-        return End(progress, stopped=stop.asked())
+        return End(progress, stopped=stop.asked(world))
     meter = Meter(config, world)
     batches, transfer = iter(loader), Transfer(world.device)
 
@@ -74,17 +77,18 @@ def train(
         step += 1
         pairs += sum(counts)
         skipped = 0 if applied else skipped + 1
+        progress = Progress(step, pairs, skipped)
         meter.add(step_batches, contrast, applied)
         if not applied:
             recorder.say(f"step {step}: the gradient is not finite; skipped on all ranks, {skipped} in a row")
-        if skipped == config.engine.max_skipped_steps:
+        if skipped >= config.engine.max_skipped_steps:
             raise DivergenceError(
                 f"step {step}: expected a finite gradient, found none in {skipped} steps in a row; the last "
                 f"whole checkpoint is {checkpoints.last_whole()}: go on from it with a lower "
                 "optimizer.learning_rate or a longer schedule.warmup_pairs"
             )
 
-        stopped = stop.asked() and pairs < config.pairs
+        stopped = stop.asked(world) and pairs < config.pairs
         finished = pairs >= config.pairs
         saves = finished or stopped or step % config.checkpoint.every == 0
         evaluates = finished or is_due(config.evaluate_every, step, pairs, config.pairs)
@@ -96,17 +100,17 @@ def train(
 
         if saves:
             with meter.paused():
-                checkpoints.save(Progress(step, pairs), engine, loader.state())
+                checkpoints.save(progress, engine, loader.state())
 
         if stopped:
             recorder.say(f"asked to stop: leaving after step {step}")
-            return End(Progress(step, pairs), stopped=True)
+            return End(progress, stopped=True)
 
         if evaluates:
             with meter.paused():
-                evaluate(Progress(step, pairs))
+                evaluate(progress)
 
-    return End(Progress(step, pairs), stopped=stop.asked())
+    return End(progress, stopped=stop.asked(world))
 
 
 def is_due(every: int, step: int, pairs: int, total_pairs: int) -> bool:

@@ -59,7 +59,8 @@ class Checkpoint:
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.record["step"], self.record["pairs"])
+        # Older checkpoints do not tell of skipped steps.
+        return Progress(self.record["step"], self.record["pairs"], self.record.get("skipped", 0))
 
     def check_fits(self, model: ClipConfig, tokenizer: Tokenizer) -> None:
         """Raises CheckpointError, naming what differs, where it is of another model or tokenizer."""

@@ -15,15 +15,14 @@ STOPPED = 75
 class StopRequest:
     """Whether some rank was asked to stop."""
 
-    def __init__(self, world: World):
-        self._world = world
+    def __init__(self):
         self._asked = False
 
     @classmethod
     @contextmanager
-    def listening(cls, world: World) -> Iterator[StopRequest]:
+    def listening(cls) -> Iterator[StopRequest]:
         """Takes SIGTERM and SIGUSR1 as requests until the block ends. They may come to any of the ranks."""
-        request = cls(world)
+        request = cls()
         before = {number: signal.signal(number, request.ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
         try:
             yield request
@@ -31,9 +30,9 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def asked(self) -> bool:
+    def asked(self, world: World) -> bool:
         """The same on all ranks, which call this together; a few bytes between hosts."""
-        return any(self._world.counts(int(self._asked)))
+        return any(world.counts(int(self._asked)))
 
     def ask(self, *_: object) -> None:
         """From now on, on this rank. May come from a signal, or from another thread."""

@@ -39,31 +39,29 @@ from training.validation import validation_loss
 
 def main(argv: Sequence[str]) -> int:
     """Trains; the exit code is 0, or STOPPED where the run was asked to stop. Errors are NavitClipErrors."""
-    arguments = _parser().parse_intermixed_args(argv)
-    config = load_config(RunConfig, arguments.config, arguments.overrides)
-    with World.join() as world:
-        end = run_training(config, world, resume=arguments.resume)
+    with StopRequest.listening() as stop:  # to the end: a second request is no other than the first
+        arguments = _parser().parse_intermixed_args(argv)
+        config = load_config(RunConfig, arguments.config, arguments.overrides)
+        with World.join() as world:
+            end = run_training(config, world, arguments.resume, stop)
     return STOPPED if end.stopped else 0
 
 
-def run_training(config: RunConfig, world: World, resume: str | None = None) -> End:
+def run_training(
+    config: RunConfig, world: World, resume: str | None = None, stop: StopRequest | None = None
+) -> End:
     """Builds everything that a config names and trains to its end.
 
     Args:
         config: the run.
         world: the ranks; all call this together.
         resume: what `find_checkpoint` takes, or None to start afresh.
+        stop: where signals ask to stop; without it none do.
 
     Raises:
         NavitClipError: the config, the data or the checkpoint cannot be used; says what and where.
     """
-    with StopRequest.listening(world) as stop:  # to its end: a second request is no other than the first
-        end = _train(config, world, resume, stop)
-        world.barrier()  # the main rank may still be writing
-    return end
-
-
-def _train(config: RunConfig, world: World, resume: str | None, stop: StopRequest) -> End:
+    stop = stop or StopRequest()
     run = Path(config.folder)
     _check_folder(run)
     checkpoint, passed_over = (None, []) if resume is None else find_checkpoint(run, resume, world)
@@ -186,14 +184,14 @@ def _evaluate(
         )
         loss = validation_loss(config.validation, config.loss, model, batches, world)
         recorder.score("validation", {**at, "loss": loss, "skipped": sum(faults.counts.values())})
-    if stop.asked():
+    if stop.asked(world):
         return
     for result in evaluate(
         PackedModel(model, tokenizer), config.evaluation, world, remote=config.data.remote
     ):
         record = result.as_json(model=config.folder, pretrained=f"step {progress.step}")
         recorder.score("eval", {**at, **{name: record[name] for name in _EVAL_ROW}})
-        if stop.asked():
+        if stop.asked(world):
             return
 
 

@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
-from navit_clip.weights import load_model, resolve_model_folder, save_weights
+from navit_clip.weights import load_model, resolve_model_folder
 from tests.data_builders import pairs_of
 from tests.ranks import on_ranks
 from tests.training_builders import small_run
@@ -37,8 +36,8 @@ from training.checkpoint import CheckpointConfig, Progress, name_latest, sealed
 from training.config import RunConfig
 from training.engine import Engine, EngineConfig
 from training.gradient import accumulate_gradient
-from training.optimizer import make_optimizer
 from training.resume import find_checkpoint
+from training.stop import StopRequest
 from training.train import run_training
 from training.validation import validation_loss
 
@@ -286,7 +285,8 @@ def ask_to_stop(world: World, config: RunConfig, at_step: int) -> bool:
         return accumulate_gradient(*arguments)
 
     training.loop.accumulate_gradient = accumulate
-    end = run_training(config, world)
+    with StopRequest.listening() as stop:
+        end = run_training(config, world, None, stop)
     training.loop.accumulate_gradient = accumulate_gradient
     return end.stopped and end.progress.step == at_step
 
@@ -303,53 +303,6 @@ def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not_been(tmp_path: Pa
     assert all(weight.equal(found[name]) for name, weight in expected.items())
 
 
-def ask_twice(world: World, config: RunConfig) -> tuple[bool, int]:
-    """Asks a run to stop, and again while it saves for that."""
-    steps = count(1)
-
-    def accumulate(*arguments: Any):
-        if next(steps) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return accumulate_gradient(*arguments)
-
-    def save(*arguments: Any) -> None:
-        time.sleep(0.5)  # until the loop has long been left
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.1)
-        save_weights(*arguments)
-
-    training.loop.accumulate_gradient, training.checkpoint.save_weights = accumulate, save
-    end = run_training(config, world)
-    training.loop.accumulate_gradient, training.checkpoint.save_weights = accumulate_gradient, save_weights
-    return end.stopped, end.progress.step
-
-
-def test_a_second_request_leaves_the_save_for_the_first_alone(tmp_path: Path):
-    config = small_run(tmp_path)
-    assert on_ranks(1, ask_twice, config) == [(True, 2)]
-    latest = Path(config.folder) / "checkpoints" / "latest"
-    assert latest.read_text() == "step-00000002"
-
-
-def ask_before_the_first_step(world: World, config: RunConfig) -> tuple[bool, int]:
-    """Asks a run to stop while its model is built."""
-
-    def make(*arguments: Any):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        return make_optimizer(*arguments)
-
-    training.train.make_optimizer = make
-    end = run_training(config, world)
-    training.train.make_optimizer = make_optimizer
-    return end.stopped, end.progress.step
-
-
-def test_a_run_that_is_asked_to_stop_before_its_first_step_saves_after_it(tmp_path: Path):
-    config = small_run(tmp_path)
-    assert on_ranks(1, ask_before_the_first_step, config) == [(True, 1)]
-    assert (Path(config.folder) / "checkpoints" / "latest").read_text() == "step-00000001"
-
-
 def ask_while_validating(world: World, config: RunConfig) -> tuple[bool, int, bool]:
     """Whether the run is stopped in its evaluation, tasks begun before, whether it is when it goes on."""
     begun = count()
@@ -363,7 +316,8 @@ def ask_while_validating(world: World, config: RunConfig) -> tuple[bool, int, bo
         yield from ()
 
     training.train.validation_loss, training.train.evaluate = validate, evaluate
-    stopped = run_training(config, world).stopped
+    with StopRequest.listening() as stop:
+        stopped = run_training(config, world, None, stop).stopped
     training.train.validation_loss = validation_loss
     return stopped, next(begun), run_training(config, world, "auto").stopped
 

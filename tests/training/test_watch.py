@@ -50,7 +50,7 @@ def train_with_nan(world: World, runs: list[tuple[RunConfig, Sequence[int]]]) ->
 
         training.loop.accumulate_gradient = accumulate_badly
         try:
-            run_training(config, world)
+            run_training(config, world, "auto")
             said.append("ended")
         except DivergenceError as error:
             said.append(str(error))
@@ -87,6 +87,13 @@ def test_a_bad_step_is_skipped_on_all_ranks_and_five_in_a_row_stop_the_run(
             for message in said:
                 assert "step 7: expected a finite gradient, found none in 5 steps in a row" in message
                 assert f"the last whole checkpoint is {run / 'checkpoints' / 'step-00000006'}" in message
+
+
+def test_steps_in_a_row_are_counted_over_a_resume(tmp_path: Path):
+    config = replace(small_run(tmp_path), checkpoint=CheckpointConfig(every=2, keep=0))
+    runs = [(config, range(3, 100)), (config, range(100))]
+    for message in on_ranks(1, train_with_nan, runs)[0]:
+        assert "step 7: expected a finite gradient, found none in 5 steps in a row" in message
 
 
 def state_after(world: World, config: RunConfig, settings: EngineConfig, with_bad: bool) -> EngineState:
