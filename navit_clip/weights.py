@@ -281,7 +281,7 @@ def _evaluated_tokens(file: Path) -> int | None:
     if not isinstance(evaluation, dict) or "tokens_per_image" not in evaluation:
         return None
     tokens = evaluation["tokens_per_image"]
-    if not isinstance(tokens, int) or tokens < 1:
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise CheckpointError(f"{file}: evaluation.tokens_per_image: expected at least 1, found {tokens!r}")
     return tokens
 

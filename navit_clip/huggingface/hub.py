@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from huggingface_hub.utils import validate_repo_id
 
 from navit_clip.errors import CheckpointError, ExportError
+from navit_clip.weights import RESULTS_FOLDER
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PATTERNS = ["*.json", "*.yaml", "*.txt", "*.model", "*.safetensors"]
@@ -55,7 +56,12 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     hub = HfApi()
     try:
         address = hub.create_repo(name, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Export from NaViT-CLIP")
+        hub.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message="Export from NaViT-CLIP",
+            ignore_patterns=[f"{RESULTS_FOLDER}/*"],  # of evaluations here, cached vectors among them
+        )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ExportError(
             f"--push {name}: the hub does not take {folder}: {str(error).splitlines()[0]}"

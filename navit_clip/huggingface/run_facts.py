@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def read_run_facts(path: Path, weights: str) -> RunFacts:
     shards = [str(pattern) for pattern in OmegaConf.select(config, "data.shards") or []]
     model = resolve_model_folder(path).resolve()
     places = dict.fromkeys(place for place in (run, path.resolve(), model.parent, model) if place)
-    afterwards = [record for place in places for record in _afterwards(place, weights)]
+    afterwards = list(_afterwards(places, weights))
     judged = {_what(record) for record in afterwards}
     during = [row for row in (_during(run, path) if run else ()) if _what(row) not in judged]
     newest = {(*_what(row), _how(row)): row for row in [*during, *afterwards]}
@@ -96,10 +96,10 @@ def _during(run: Path, path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _afterwards(folder: Path, weights: str) -> Iterator[dict[str, Any]]:
-    """What `navit-clip eval` found of these weights."""
-    files = sorted((folder / RESULTS_FOLDER).glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
-    for file in files:
+def _afterwards(places: Iterable[Path], weights: str) -> Iterator[dict[str, Any]]:
+    """What `navit-clip eval` found of these weights, the newest file last."""
+    files = [file for place in places for file in (place / RESULTS_FOLDER).glob("*.jsonl")]
+    for file in sorted(files, key=lambda path: path.stat().st_mtime):
         yield from (record for record in _rows(file) if record.get("weights") == weights)
 
 

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.utils import filter_repo_objects
 
 from navit_clip.errors import CheckpointError, ExportError
 from navit_clip.huggingface.export import main as export
@@ -177,3 +178,13 @@ def test_nothing_that_runs_is_fetched():
     assert not [pattern for pattern in PATTERNS if pattern.endswith((".py", ".bin", ".pt", "*"))]
     with pytest.raises(CheckpointError, match="not to be had from the hub"):
         fetch("someone/nothing")
+
+
+def test_a_push_leaves_what_evaluations_left_here(tmp_path, monkeypatch):
+    sent = {}
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: "https://hub/me/small")
+    monkeypatch.setattr(HfApi, "upload_folder", lambda _, **settings: sent.update(settings))
+    assert push(tmp_path, "me/small") == "https://hub/me/small"
+    files = ["config.json", "eval/results.jsonl", "eval/vectors/images/1.npy", "evaluation.md"]
+    kept = filter_repo_objects(files, ignore_patterns=sent["ignore_patterns"])
+    assert list(kept) == ["config.json", "evaluation.md"]
