@@ -29,7 +29,7 @@ from benchmarks.peers.workload import CAPTION_LENGTHS
 from navit_clip.config import load_config
 from navit_clip.data import Packer
 from navit_clip.model.flops import image_tower_flops, text_tower_flops
-from training.config import RunConfig
+from training.config import RunConfig, add_run_arguments
 from training.plan.hardware import GPUS
 from training.plan.step_time import step_time
 from training.plan.workload import draw_lengths, typical_sizes, workload_of
@@ -127,14 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="YAML of the run")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],  # else argparse calls it required
-        metavar="key=value",
-        help="settings that replace the file's",
-    )
+    add_run_arguments(parser, example="configs/run/b16.yaml")
     parser.add_argument("--shards", nargs="+", help="patterns of tar files whose images' sizes are used")
     parser.add_argument("--sizes", type=Path, help="a file with a height and a width a line")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)

@@ -6,10 +6,10 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eval.records import Record
 from eval.result import UNITS, shown_metric
+from navit_clip.config import flat_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +113,10 @@ def _labels(records: Sequence[Record], model_names: Mapping[str, str]) -> list[s
         if len(set(weights)) > 1:
             names = [f"{name} {weight}".strip() for name, weight in zip(names, weights, strict=True)]
     if len(set(names)) < len(names):
-        settings = [_flat(record.get("protocol", {})) for record in records]
+        settings = [flat_settings(record.get("protocol", {})) for record in records]
         differing = [key for key in settings[0] if len({str(s.get(key)) for s in settings}) > 1]
         names = [
             ", ".join([name, *(f"{key.rpartition('.')[2]} {setting.get(key)}" for key in differing)])
             for name, setting in zip(names, settings, strict=True)
         ]
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -140,6 +140,15 @@ def _merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
     return merged
 
 
+def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        own = f"{prefix}{key}"
+        flat |= flat_settings(value, f"{own}.") if isinstance(value, dict) else {own: value}
+    return flat
+
+
 def _changes(before: Any, after: Any, name: str) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         for key in {**after, **before}:

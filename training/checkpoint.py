@@ -202,20 +202,14 @@ class CheckpointWriter:
                     self._say(f"{folder}: could not be removed: {error}")
 
 
-def go_back_to(folder: Path) -> list[Path]:
-    """Makes a checkpoint the run's latest, and gives up the later ones: they are no part of the run any more.
-
-    Returns:
-        Where those are from now on.
-    """
+def go_back_to(folder: Path) -> None:
+    """Makes a checkpoint the run's latest, and gives up the later ones: no part of the run any more."""
     name_latest(folder)
-    given_up = []
     for later in sorted(folder.parent.glob("step-*")):
         if later.name > folder.name:
             to = later.with_name(later.name.replace("step-", "given-up-"))
             shutil.rmtree(to, ignore_errors=True)  # of an earlier time that the run went back
-            given_up.append(later.rename(to))
-    return given_up
+            later.rename(to)
 
 
 def sealed(record: dict[str, Any]) -> str:

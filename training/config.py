@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field
 
 from eval.task_config import EvalConfig
@@ -99,3 +100,15 @@ class RunConfig:
                 f"schedule.cooldown_pairs: with warmup_pairs expected at most pairs ({self.pairs}), "
                 f"found {changing} together"
             )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, example: str) -> None:
+    """A run's YAML and `key=value` settings, as `config` and `overrides`, for `load_config`."""
+    parser.add_argument("config", help=f"YAML of the run, such as {example}")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],  # else argparse calls it required
+        metavar="key=value",
+        help="settings that replace the file's",
+    )

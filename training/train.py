@@ -26,7 +26,7 @@ from navit_clip.model import TwoTowers, choose_backend
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
 from navit_clip.weights import RUN_CONFIG_FILE, run_folder
 from training.checkpoint import LATEST, CheckpointWriter, Progress, go_back_to
-from training.config import RunConfig
+from training.config import RunConfig, add_run_arguments
 from training.engine import Engine
 from training.initial_weights import load_initial_weights
 from training.loop import End, train
@@ -270,14 +270,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="navit-clip train",
         description="Trains a pair of towers. Several ranks: torchrun --nproc_per_node N -m training.train …",
     )
-    parser.add_argument("config", help="YAML of the run, such as configs/run/demo.yaml")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],  # else argparse calls it required
-        metavar="key=value",
-        help="settings that replace the file's",
-    )
+    add_run_arguments(parser, example="configs/run/demo.yaml")
     parser.add_argument(
         "--resume",
         metavar="auto|latest|CHECKPOINT",

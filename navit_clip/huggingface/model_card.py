@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from navit_clip.config import flat_settings
 from navit_clip.huggingface.run_facts import RunFacts
 from navit_clip.huggingface.siglip2 import TowerName
 from navit_clip.huggingface.verification import Verification
@@ -306,18 +307,13 @@ def _departures(record: Mapping[str, Any], results: Sequence[Mapping[str, Any]])
     """Settings by which a result differs from others of its data set and task."""
     what = ("dataset", "task")
     alike = [other for other in results if all(other[name] == record[name] for name in what)]
-    settings = [_flat({"language": other.get("language"), **other.get("protocol", {})}) for other in alike]
+    settings = [
+        flat_settings({"language": other.get("language"), **other.get("protocol", {})}) for other in alike
+    ]
     own = settings[alike.index(record)]
     differing = [key for key in own if len({str(other.get(key)) for other in settings}) > 1]
     shown = (key for key in differing if key not in ("scoring", "images.tokens_per_image"))
     return ", ".join(f"{key.rpartition('.')[2]} {own[key]}" for key in shown)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _words(name: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from navit_clip.config import load_config
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
-from training.config import RunConfig
+from training.config import RunConfig, add_run_arguments
 from training.engine import OFFLOADS_FROM
 from training.plan.hardware import GIB, GPUS, Hardware, measured_here
 from training.plan.memory import Memory, count_weights, memory_of
@@ -151,14 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="navit-clip plan", description="Memory, time, data and cost of a run, before it is started."
     )
-    parser.add_argument("config", help="YAML of the run, such as configs/run/b16.yaml")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],  # else argparse calls it required
-        metavar="key=value",
-        help="settings that replace the file's",
-    )
+    add_run_arguments(parser, example="configs/run/b16.yaml")
     parser.add_argument("--gpus", type=int, default=8, help="ranks, one a GPU (8)")
     parser.add_argument(
         "--gpu",
