@@ -49,7 +49,7 @@ def load_config(
         ConfigError: the file is missing or not YAML; a key is unknown; a value has the wrong type
             or fails the dataclass's own checks.
     """
-    tree = _read(Path(path))
+    tree = read_settings(Path(path))
     where = f"{path} and the command line" if overrides else str(path)
     tree = _with_settings(tree, overrides)
     if section:
@@ -88,7 +88,7 @@ def save_config(config: Any, path: str | Path) -> None:
 def changed_settings(path: str | Path, config: Any) -> Iterator[str]:
     """Every setting in which a config differs from a saved one, as `pairs: 600 -> 1000`."""
     as_saved = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    yield from _changes(_read(Path(path)), OmegaConf.to_container(as_saved), "")
+    yield from _changes(read_settings(Path(path)), OmegaConf.to_container(as_saved), "")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -97,8 +97,12 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
 
 
-def _read(path: Path, includers: tuple[Path, ...] = ()) -> dict[Any, Any]:
-    """A file's settings, its `from:` lines replaced; `includers` are the files that led to it."""
+def read_settings(path: Path, includers: tuple[Path, ...] = ()) -> dict[Any, Any]:
+    """A file's settings as plain data, its `from:` lines replaced; `includers` are the files that led to it.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or no mapping.
+    """
     trail = " from ".join(str(file) for file in (path, *reversed(includers)))
     if path.resolve() in [file.resolve() for file in includers]:
         raise ConfigError(f"{trail}: a config file includes itself")
@@ -108,8 +112,9 @@ def _read(path: Path, includers: tuple[Path, ...] = ()) -> dict[Any, Any]:
         raise ConfigError(f"{trail}: no such config file") from None
     except IsADirectoryError:
         raise ConfigError(f"{trail}: expected a YAML file, found a folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{trail}: not readable as YAML: {error}") from error
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{trail}: not readable as YAML: {said}") from error
     except OSError as error:  # also what OmegaConf raises for a file that holds a single number
         raise ConfigError(f"{trail}: not readable as a config: {error}") from error
     if not isinstance(tree, dict):
@@ -128,7 +133,7 @@ def _include(tree: Any, folder: Path, includers: tuple[Path, ...] = ()) -> Any:
         return own
     if not isinstance(tree[INCLUDE], str):
         raise ConfigError(f"{INCLUDE}: expected a path, found {_found(tree[INCLUDE])}")
-    return _merge(_read(folder / tree[INCLUDE], includers), own)
+    return _merge(read_settings(folder / tree[INCLUDE], includers), own)
 
 
 def _merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:

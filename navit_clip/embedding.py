@@ -65,7 +65,7 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
     check_format(arguments.format)
     is_images = arguments.images is not None
     if is_images:
-        _check_apart(arguments.out, arguments.images)
+        _check_apart(arguments.out, arguments.images, "a folder", "found one inside")
     remote = remote_config(arguments.remote)
     source = (
         ImageSource(arguments.images, remote)
@@ -118,11 +118,11 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
         print(f"{arguments.out}: {done}, {skipped.summary()}")
 
 
-def _check_apart(out: Path, source: Sequence[str]) -> None:
-    """Raises ConfigError where vectors are to lie among the images; a search's sheet would be one of them."""
+def _check_apart(out: Path, source: Sequence[str], what: str, found: str) -> None:
+    """Raises ConfigError where vectors or a sheet are to lie among the images: it would be one of them."""
     for name in source:
         if Path(name).is_dir() and out.resolve().is_relative_to(Path(name).resolve()):
-            raise ConfigError(f"{out}: expected a folder outside of the images in {name}, found one inside")
+            raise ConfigError(f"{out}: expected {what} outside of the images in {name}, {found}")
 
 
 def _begin_together(folder: Path, description: Description, world: World) -> None:
@@ -185,7 +185,7 @@ def _search(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--top: expected at least 1, found {arguments.top}")
     description = read_description(arguments.out)
     sheet = arguments.sheet or arguments.out / "search.png"
-    _check_sheet(sheet)
+    _check_sheet(sheet, description.source)
     vectors = read_vectors(arguments.out)
     model = _open(arguments, torch.device("cpu"))
     for name, found, expected in (
@@ -201,37 +201,42 @@ def _search(arguments: argparse.Namespace) -> int:
     best = logits.topk(min(arguments.top, len(logits)))
     found = list(zip(best.values.sigmoid().tolist(), best.indices.tolist(), strict=True))
     for probability, index in found:
-        print(f"{probability:8.4f}  {vectors.keys[index]}  {vectors.captions[index]}".rstrip())
+        print(f"{probability:8.3g}  {vectors.keys[index]}  {vectors.captions[index]}".rstrip())
     if description.kind == "images":
         source = ImageSource(description.source, remote_config(arguments.remote))
-        pictures = list(_pictures(source, [vectors.keys[index] for _, index in found]))
-        draw_contact_sheet(pictures, arguments.search).save(sheet)
+        pictures = list(_pictures(source, [(vectors.keys[index], score) for score, index in found]))
+        note = f"{len(found):,} of {len(vectors.keys):,} pictures, each with the probability of these words"
+        draw_contact_sheet(pictures, arguments.search, note).save(sheet)
         print(sheet)
     return 0
 
 
-def _check_sheet(sheet: Path) -> None:
-    """Raises ConfigError where Pillow knows no format by this name, or the folder is not there."""
+def _check_sheet(sheet: Path, source: Sequence[str]) -> None:
+    """Raises ConfigError where a sheet cannot be drawn, or would lie among the pictures that are searched."""
     if sheet.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--sheet: expected the name of a picture, as sheet.png, found {sheet}")
     if not sheet.parent.is_dir():
         raise ConfigError(f"--sheet: {sheet.parent}: no such folder")
+    _check_apart(sheet, source, "a picture", "where it would be one of them")
 
 
-def _pictures(source: ImageSource, keys: Sequence[str]) -> Iterator[tuple[str, bytes | SampleError]]:
-    """A line for each picture that was found and its bytes, or why it is not to be had."""
+def _pictures(
+    source: ImageSource, found: Sequence[tuple[str, float]]
+) -> Iterator[tuple[str, bytes | SampleError]]:
+    """Of each key that was found: the words under it, and its picture or why that is not to be had."""
     places: dict[str, int] = {}
     for place, key in enumerate(source.keys):
         places.setdefault(key, place)  # one that is repeated in a shard is a fault, and was not embedded
-    for number, key in enumerate(keys, start=1):
+    for number, (key, probability) in enumerate(found, start=1):
+        words = f"{number}.   {probability:.3g}\n{key}"
         try:
             if key not in places:
                 raise SampleError("gone from the source", key)
-            yield f"{number}. {key}", source[places[key]]
+            yield words, source[places[key]]
         except SampleError as error:
-            yield f"{number}. {key}", error
+            yield words, error
         except DataError as error:
-            yield f"{number}. {key}", SampleError("unreadable file", str(error))
+            yield words, SampleError("unreadable file", str(error))
 
 
 def _open(arguments: argparse.Namespace, device: torch.device) -> NavitClip:

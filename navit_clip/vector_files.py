@@ -67,20 +67,47 @@ class Description:
 
 
 SAID = {
+    "model": "they were made by {}, not {}",
     "weights": "the model's weights have changed since",
     "settings": "the model's settings or tokenizer have changed since",
-    "precision": "they were made in {}",
-    "kind": "they are of {}",
-    "source": "they are of {}",
+    "precision": "they were made in {}, not {}",
+    "kind": "they are of {}, not {}",
+    "source": "they are of {}, not of {}",
     "items": "what is in the source has changed since",
-    "caption_key": "captions were taken from {}",
-    "tokens_per_image": "images had at most {} patches",
-    "num_items": "there were {} items",
-    "part_size": "parts have {} items",
-    "dim": "vectors have {} values",
-    "format": "they are kept as {}",
+    "caption_key": "captions were taken from {}, not {}",
+    "tokens_per_image": "images had at most {} patches, not {}",
+    "num_items": "there were {} items, not {}",
+    "part_size": "parts have {} items, not {}",
+    "dim": "vectors have {} values, not {}",
+    "format": "they are kept as {}, not {}",
 }
-"""What each difference in a description means, with what is there."""
+"""What each difference in a description means, with what is there and what was asked for."""
+
+OF_ANOTHER_SOURCE = {
+    "kind": ("source", "items", "caption_key", "tokens_per_image", "num_items"),
+    "source": ("items", "num_items"),
+    "caption_key": ("items", "num_items"),
+}
+"""What differs of itself where this does, and says nothing more."""
+
+
+def differences(found: Description, expected: Description) -> list[str]:
+    """In words, in what two descriptions differ that bears on vectors."""
+    there, asked = asdict(found), asdict(expected)
+    differing = [name for name in SAID if there[name] != asked[name] and name != "model"]
+    implied = {name for cause in differing for name in OF_ANOTHER_SOURCE.get(cause, ())}
+    if found.model != expected.model and {"weights", "settings"} & {*differing}:
+        implied |= {"weights", "settings"}
+        differing = ["model", *differing]
+    return [
+        SAID[name].format(_shown(there[name]), _shown(asked[name]))
+        for name in differing
+        if name not in implied
+    ]
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 class Vectors(NamedTuple):
@@ -102,15 +129,9 @@ def begin(folder: Path, description: Description) -> None:
     """
     path = folder / DESCRIPTION
     if path.exists():
-        found, expected = asdict(read_description(folder)), asdict(description)
-        differences = [
-            SAID[name].format(", ".join(value) if isinstance(value, list) else value)
-            for name, value in found.items()
-            if name in SAID and value != expected[name] and value is not None  # the kind says that much
-        ]
-        if differences:
+        if differing := differences(read_description(folder), description):
             raise ConfigError(
-                f"{folder}: holds vectors of another making: {'; '.join(differences)}. Choose another "
+                f"{folder}: holds vectors of another making: {'; '.join(differing)}. Choose another "
                 "folder, or remove this one"
             )
         return

@@ -1,8 +1,9 @@
 """A model on disk: weights, config and tokenizer in one folder, nothing pickled.
 
-    FOLDER/model.safetensors    every parameter under its own name
-    FOLDER/navit_clip.yaml      the ClipConfig, every setting written out
-    FOLDER/tokenizer/           what `load_tokenizer` reads
+    FOLDER/model.safetensors           every parameter under its own name
+    FOLDER/navit_clip.yaml             the ClipConfig, every setting written out
+    FOLDER/tokenizer/                  what `load_tokenizer` reads
+    FOLDER/preprocessor_config.json    of an imported model, how many patches its images had
 
 A folder appears whole or not at all: it is written beside its place and then renamed into it.
 """
@@ -19,26 +20,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from navit_clip.config import load_config, save_config
 from navit_clip.errors import CheckpointError, ConfigError
 from navit_clip.model import ClipConfig, Tower, TwoTowers
+from navit_clip.run_settings import RUN_CONFIG_FILE, RunSettings, run_folder
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "navit_clip.yaml"
 TOKENIZER_FOLDER = "tokenizer"
-RUN_CONFIG_FILE = "config.yaml"
 RESULTS_FOLDER = "eval"
 """Where evaluations leave their results, in a run or beside a model."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-"""Where a folder for transformers says how it prepares images; newer versions write the first."""
+"""Where a folder for transformers says how it prepares images (newer versions write the first), and where an
+imported model's says what that said."""
 
 TOKENS_PER_IMAGE = 256
 """Patches of an image at most where neither the user nor the model says: SigLIP 2's number."""
@@ -54,17 +53,29 @@ class LoadedModel(NamedTuple):
     tokenizer: Tokenizer
 
 
-def save_model(model: TwoTowers, tokenizer: Tokenizer, folder: Path) -> None:
+def save_model(
+    model: TwoTowers, tokenizer: Tokenizer, folder: Path, tokens_per_image: int | None = None
+) -> None:
     """Writes a model folder; one that is already there is replaced.
+
+    Args:
+        model: on any device.
+        tokenizer: what the text tower was trained with.
+        folder: where to.
+        tokens_per_image: patches of an image at most, for a model that belongs to no run which says so.
 
     Raises:
         CheckpointError: something other than a model folder is in the way.
     """
-    save_weights(model.state_dict(), model.config, tokenizer, folder)
+    save_weights(model.state_dict(), model.config, tokenizer, folder, tokens_per_image)
 
 
 def save_weights(
-    weights: Mapping[str, Tensor], config: ClipConfig, tokenizer: Tokenizer, folder: Path
+    weights: Mapping[str, Tensor],
+    config: ClipConfig,
+    tokenizer: Tokenizer,
+    folder: Path,
+    tokens_per_image: int | None = None,
 ) -> None:
     """`save_model` for weights that were gathered from elsewhere than a whole model on one device."""
     with whole_folder(folder, replaces=lambda path: (path / CONFIG_FILE).exists()) as partial:
@@ -72,6 +83,9 @@ def save_weights(
         save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
         save_config(config, partial / CONFIG_FILE)
         tokenizer.save(partial / TOKENIZER_FOLDER)
+        if tokens_per_image is not None:
+            said = {"patch_size": config.image.patch_size, "max_num_patches": tokens_per_image}
+            (partial / PROCESSOR_FILES[-1]).write_text(json.dumps(said, indent=2) + "\n")
 
 
 @contextmanager
@@ -241,49 +255,38 @@ def resolve_model_folder(path: str | Path) -> Path:
     )
 
 
-def run_folder(path: str | Path) -> Path | None:
-    """The run that a path is, or that the checkpoint or model folder there belongs to; None for others."""
-    path = Path(path).resolve()
-    checkpoint = path.parent if path.name == "model" else path
-    run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else path
-    return run if (run / RUN_CONFIG_FILE).is_file() else None
-
-
 def usual_tokens(path: str | Path) -> int | None:
     """Patches of an image at most where the user does not say: one rule for evaluation, export and vectors.
 
-    What the evaluations of a run have (its `evaluation.tokens_per_image`), or the image processor of a folder
-    for transformers (its `max_num_patches`); None for others.
+    What the evaluations of a run have (its `evaluation.tokens_per_image`), or what a folder for transformers
+    or of an imported model says of its images (`max_num_patches`); None for others.
+
+    Raises:
+        ConfigError: a run's config is not readable, or its number cannot be.
+        CheckpointError: what a folder says of its images is not readable.
     """
-    if (run := run_folder(path)) and (tokens := _evaluated_tokens(run / RUN_CONFIG_FILE)):
-        return tokens
-    for file in (Path(path) / name for name in PROCESSOR_FILES):
+    if run := run_folder(path):
+        settings = RunSettings(run)
+        tokens = settings.get("evaluation.tokens_per_image", int)
+        if tokens is not None and tokens < 1:
+            raise ConfigError(
+                f"{settings.file}: evaluation.tokens_per_image: expected at least 1, found {tokens}"
+            )
+        if tokens is not None:
+            return tokens
+    places = (Path(path), Path(path) / "model")
+    for file in (place / name for place in places for name in PROCESSOR_FILES):
         try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
+            said = json.loads(file.read_text(encoding="utf-8"))
         except OSError:
             continue
         except ValueError as error:
             raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
-        if isinstance(settings, dict):
-            settings = settings.get("image_processor", settings)
-        tokens = settings.get("max_num_patches") if isinstance(settings, dict) else None
+        if isinstance(said, dict):
+            said = said.get("image_processor", said)
+        tokens = said.get("max_num_patches") if isinstance(said, dict) else None
         return tokens if isinstance(tokens, int) and tokens > 0 else None
     return None
-
-
-def _evaluated_tokens(file: Path) -> int | None:
-    """Of a run's config; None for another config of this name."""
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(file))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise CheckpointError(f"{file}: not readable as a run's config: {error}") from error
-    evaluation = tree.get("evaluation") if isinstance(tree, dict) else None
-    if not isinstance(evaluation, dict) or "tokens_per_image" not in evaluation:
-        return None
-    tokens = evaluation["tokens_per_image"]
-    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise CheckpointError(f"{file}: evaluation.tokens_per_image: expected at least 1, found {tokens!r}")
-    return tokens
 
 
 def listing(path: Path) -> str:

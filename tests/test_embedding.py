@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFont
 
 from navit_clip.cli import main as command
-from navit_clip.contact_sheet import draw_contact_sheet, in_two, shortened
+from navit_clip.contact_sheet import broken, draw_contact_sheet
 from navit_clip.data.patches import image_patches
 from navit_clip.embedding import _embed, _parser, main
 from navit_clip.embedding_sources import CaptionSource
@@ -81,10 +81,15 @@ def test_an_interrupted_embedding_goes_on(model, shards, tmp_path, capsys):
     assert again.keys == whole.keys
     np.testing.assert_array_equal(again.rows, whole.rows)
     assert (tmp_path / "vectors" / "part-00000.npy").stat().st_mtime_ns == kept
-    with pytest.raises(ConfigError, match="holds vectors of another making: images had at most 30 patches"):
+    with pytest.raises(ConfigError, match=r"another making: images had at most 30 patches, not 40\."):
         main([*arguments, "--tokens-per-image", "40"])
-    with pytest.raises(ConfigError, match="they were made in fp32"):
+    with pytest.raises(ConfigError, match=r"another making: they were made in fp32, not bf16\."):
         main([*arguments, "--precision", "bf16"])
+    named = ", ".join(shards)
+    with pytest.raises(ConfigError, match=rf"another making: they are of {named}, not of {shards[0]}\."):
+        main([*arguments[:3], shards[0], *flags()])
+    with pytest.raises(ConfigError, match=r"another making: they are of images, not captions\."):
+        main([*arguments[:2], "--captions", *arguments[3:]])
 
 
 def test_captions_that_have_changed_since_are_not_mixed(model, tmp_path):
@@ -111,6 +116,10 @@ def test_vectors_of_a_model_that_has_changed_since_are_not_mixed(shards, tmp_pat
         main([*arguments, "--images", *shards, *flags()])
     with pytest.raises(ConfigError, match="made with other weights than those of"):
         main([*arguments, "--search", "a dog"])
+    save_model(changed, small_tokenizer(), tmp_path / "other")
+    said = rf"another making: they were made by {folder}, not {tmp_path / 'other'}\."
+    with pytest.raises(ConfigError, match=said):
+        main([str(tmp_path / "other"), arguments[1], "--images", *shards, *flags()])
 
 
 def test_vectors_of_another_tokenizer_are_not_mixed(tmp_path):
@@ -190,6 +199,19 @@ def test_flags_that_cannot_be(model, tmp_path):
         main([str(model), out, "--search", "a dog", "--sheet", str(tmp_path / "gone" / "x.png")])
 
 
+def test_a_sheet_does_not_lie_among_the_pictures(model, tmp_path):
+    """It would be embedded with them, and vectors of before refused as of another making."""
+    pictures, out = tmp_path / "pictures", str(tmp_path / "out")
+    (pictures / "deep").mkdir(parents=True)
+    (pictures / "a.png").write_bytes(encode_image(noise_picture(30, 20)))
+    main([str(model), out, "--images", str(pictures), *flags()])
+    (tmp_path / "link").symlink_to(pictures / "deep")
+    for sheet in (pictures / "sheet.png", pictures / "deep" / "sheet.png", tmp_path / "link" / "sheet.png"):
+        with pytest.raises(ConfigError, match=r"sheet\.png: expected a picture outside of the images in "):
+            main([str(model), out, "--search", "a dog", "--sheet", str(sheet)])
+        assert not sheet.exists()
+
+
 def embed_on_rank(world, arguments: list[str]) -> None:
     _embed(_parser().parse_args(arguments), world)
 
@@ -243,7 +265,35 @@ def test_search_ranks_as_the_model_does_and_draws_a_sheet(model, tmp_path, capsy
     best = [vectors.keys[index] for index in logits.argsort(descending=True)[:3].tolist()]
     assert [line.split()[1] for line in printed[:3]] == best
     with Image.open(tmp_path / "vectors" / "search.png") as sheet:
-        assert sheet.size == (12 + 3 * 204, 2 * 12 + 20 + 192 + 2 * 20 + 12)
+        assert sheet.size == (12 + 3 * 204, 12 + 26 + 20 + 12 + 192 + 4 * 20 + 12)
+
+
+def test_the_sheet_says_what_was_asked_and_how_probable_each_is(model, tmp_path, monkeypatch, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        Image.fromarray(noise_picture(30, 20, seed=number)).save(pictures / f"{number}.png")
+    main([str(model), str(tmp_path / "vectors"), "--images", str(pictures), *flags()])
+    drawn = []
+    sheet = Image.new("RGB", (9, 9))
+    monkeypatch.setattr(
+        "navit_clip.embedding.draw_contact_sheet", lambda *given: drawn.append(given) or sheet
+    )
+    capsys.readouterr()
+    main([str(model), str(tmp_path / "vectors"), "--search", "a dog", "--top", "2"])
+    ((found, *head),) = drawn
+    assert head == ["a dog", "2 of 3 pictures, each with the probability of these words"]
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()[:2]]
+    assert [words for words, _ in found] == [
+        f"{number}.   {probability}\n{key}" for number, (probability, key) in enumerate(printed, start=1)
+    ]
+    blank = draw_contact_sheet(found)
+    titled = draw_contact_sheet(found, *head)
+    head_height = titled.height - blank.height
+    assert titled.crop((0, head_height, *titled.size)).tobytes() == blank.tobytes()
+    assert titled.crop((0, 0, titled.width, head_height)).getcolors() != [
+        (titled.width * head_height, (255, 255, 255))
+    ]
 
 
 def test_a_search_says_which_pictures_are_gone(model, tmp_path, monkeypatch):
@@ -261,7 +311,7 @@ def test_a_search_says_which_pictures_are_gone(model, tmp_path, monkeypatch):
         "navit_clip.embedding.draw_contact_sheet", lambda *given: drawn.append(given[0]) or sheet
     )
     main([str(model), str(tmp_path / "vectors"), "--search", "a dog"])
-    by_key = {line.split()[1]: data for line, data in drawn[0]}
+    by_key = {words.split()[2]: data for words, data in drawn[0]}
     assert by_key["0.png"].cause == "gone from the source"
     assert by_key["1.png"].cause == "unreadable file"
     assert by_key["2.png"] == (pictures / "2.png").read_bytes()
@@ -279,44 +329,34 @@ def test_of_a_key_that_is_repeated_the_picture_that_was_embedded_is_shown(model,
         "navit_clip.embedding.draw_contact_sheet", lambda *given: drawn.append(given[0]) or sheet
     )
     main([str(model), str(tmp_path / "vectors"), "--search", "a dog"])
-    assert {line.split()[1]: data for line, data in drawn[0]}["a/twice"] == first["png"]
+    assert {words.split()[2]: data for words, data in drawn[0]}["a/twice"] == first["png"]
 
 
 def test_a_sheet_says_why_a_picture_is_missing():
-    line = "1. shard-00017/000170034"
     blank = Image.new("RGB", (192, 192), "white")
-    drawn = draw_contact_sheet([(line, SampleError("gone from the source", "x"))])
+    drawn = draw_contact_sheet([("1. shard-00017/000170034", SampleError("gone from the source", "x"))])
     assert drawn.crop((12, 12, 12 + 192, 12 + 192)).tobytes() != blank.tobytes()
 
 
-def test_lines_under_pictures_are_whole_where_two_lines_are_enough():
+def test_words_under_pictures_break_between_their_parts():
     font = ImageFont.load_default(size=13)
-    for line in (
-        "",
-        "3. cat.png",
-        "12. shard-00017/000170034_de0f59770f",
-        "24. " + "a" * 30,
-        "1. " + "i" * 90,
-    ):
-        parts = in_two(line, font, 192)
-        assert "".join(parts).replace(" ", "") == line.replace(" ", "")
-        assert len(parts) == 1 + (font.getlength(line) > 192)
-        assert all(font.getlength(part) <= 192 for part in parts)
-    assert in_two("2. stamps-test/food_fruit_cartoon_strawberry", font, 192)[1] == "cartoon_strawberry"
-    assert in_two("12. shard-00017/000170034_de0f59770f", font, 192)[0] == "12. shard-00017/000170034_"
-    *_, last = in_two("W" * 200 + ".png", font, 192)
-    assert last.endswith(".png")
-    assert font.getlength(last) <= 192
-
-
-def test_lines_under_pictures_are_cut_to_their_width():
-    font = ImageFont.load_default(size=13)
-    for line in ("", "i" * 60, "W" * 60, "12. shard-00017/000170034_de0f59770f"):
-        shown = shortened(line, font, 192)
-        assert font.getlength(shown) <= 192
-        assert (shown == line) == (font.getlength(line) <= 192)
-        assert shown[:6] == line[:6]
-        assert shown[-5:] == line[-5:]
+    assert broken("", font, 192) == []
+    assert broken("12.   0.931\nstamps-test/food_fruit_cartoon_strawberry", font, 192) == [
+        *("12.   0.931", "stamps-test/food_fruit_", "cartoon_strawberry"),
+    ]
+    assert broken("a red car in the snow by the house", font, 192) == [
+        "a red car in the snow by the",
+        "house",
+    ]
+    for words, number in (("3.\n" + "a" * 40, 3), ("W" * 200 + ".png", 4), ("i" * 100, 2), ("x/" * 90, 4)):
+        lines = broken(words, font, 192)
+        assert len(lines) == number
+        assert all(font.getlength(line) <= 192 for line in lines)
+        assert lines[0][:2] == words[:2]
+        assert lines[-1].endswith(words[-4:])
+        cut = "…" in lines[-1]
+        assert cut == (len(words) > 100)
+        assert cut or "".join(lines) == words.replace("\n", "")
 
 
 def test_what_cannot_be_embedded_is_said(model, shards, tmp_path):

@@ -17,7 +17,8 @@ from navit_clip.batch import PackedImages
 from navit_clip.data import image_patches
 from navit_clip.errors import CheckpointError, ConfigError, SampleError
 from navit_clip.huggingface.export import main as export
-from navit_clip.weights import save_model
+from navit_clip.huggingface.importing import main as import_model
+from navit_clip.weights import save_model, usual_tokens
 from tests.data_builders import encode_image, noise_picture
 from tests.foreign_folders import open_clip_folder, siglip2_folder, siglip_folder
 from tests.huggingface.test_export import CAPTIONS, trained
@@ -117,7 +118,7 @@ def test_any_number_may_come_one_by_one(folder):
 
 
 def test_patches_of_an_image_are_as_the_model_says(folder, tokenizer, tmp_path):
-    """As `navit-clip eval` and `navit-clip export` have them."""
+    """As `navit-clip eval`, `export`, `embed` and `import` have them."""
     run, model = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-1" / "model"
     model.parent.mkdir(parents=True)
     shutil.copytree(folder, model)
@@ -128,14 +129,20 @@ def test_patches_of_an_image_are_as_the_model_says(folder, tokenizer, tmp_path):
     siglip2_folder(tmp_path / "siglip2")
     siglip_folder(tmp_path / "siglip")
     open_clip_folder(tmp_path / "open_clip", "small_naflex_tower")
+    for name in ("siglip", "open_clip"):
+        import_model([str(tmp_path / name), str(tmp_path / f"{name}-imported")])
+    export([str(tmp_path / "siglip-imported"), str(tmp_path / "siglip-exported"), "--tower", "image"])
     for name, tokens in (
         *((place, 36) for place in (run, model, tmp_path / "exported", tmp_path / "own")),
         (folder, 256),
         (tmp_path / "siglip2", 25),  # no processor says, but a table of 5 x 5
         (tmp_path / "siglip", 36),
         (tmp_path / "open_clip", 16),
+        (tmp_path / "siglip-imported", 36),
+        (tmp_path / "open_clip-imported", 16),
     ):
         assert NavitClip.from_pretrained(name).tokens_per_image == tokens
+    assert usual_tokens(tmp_path / "siglip-exported") == 36
     assert NavitClip.from_pretrained(run, tokens_per_image=9).tokens_per_image == 9
 
 
@@ -163,7 +170,7 @@ def test_both_snippets_of_the_readme_print_the_same_scores(folder, root, tmp_pat
 
 
 def test_what_cannot_be_opened_is_said(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="no such folder here, and not to be had from the hub"):
+    with pytest.raises(CheckpointError, match="and not to be had from the hub: offline mode is on"):
         NavitClip.from_pretrained("nobody/nothing")
     with pytest.raises(CheckpointError, match="no name of a repository"):
         NavitClip.from_pretrained(tmp_path / "gone")

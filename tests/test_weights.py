@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from navit_clip.errors import CheckpointError
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
+from navit_clip.run_settings import run_folder
 from navit_clip.tokenizer import train_tokenizer
 from navit_clip.weights import (
     load_model,
     resolve_model_folder,
-    run_folder,
     save_model,
     usual_tokens,
     whole_folder,
@@ -221,22 +221,18 @@ def test_results_beside_a_model_outlive_its_replacement(tmp_path, folder, killed
     assert (folder / "eval" / "results.jsonl").read_text() == "{}\n"
 
 
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ("a: [", "not readable as a run's config"),
-        ("evaluation: {tokens_per_image: auto}", "expected at least 1, found 'auto'"),
-        ("evaluation: {tokens_per_image: 0}", "expected at least 1, found 0"),
-    ],
-)
-def test_a_run_s_config_that_cannot_be_is_named(tmp_path, config, said):
-    (tmp_path / "config.yaml").write_text(config)
-    with pytest.raises(CheckpointError, match=said):
-        usual_tokens(tmp_path)
+def test_a_model_without_a_run_says_its_number_itself(tmp_path, tokenizer):
+    save_model(small_model(), tokenizer, tmp_path / "imported" / "model", tokens_per_image=729)
+    for place in (tmp_path / "imported", tmp_path / "imported" / "model"):
+        assert usual_tokens(place) == 729
+    save_model(small_model(), tokenizer, tmp_path / "imported" / "model")
+    assert usual_tokens(tmp_path / "imported" / "model") is None
 
 
-@pytest.mark.parametrize("config", ["[1, 2]", "model: resnet", "evaluation: 7"])
+@pytest.mark.parametrize("config", ["[1, 2]", "a: [", "model: resnet", "evaluation: 7"])
 def test_another_s_config_does_not_hide_the_processor(tmp_path, config):
+    """A run has checkpoints beside its config."""
     (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "preprocessor_config.json").write_text('{"max_num_patches": 81}')
+    assert run_folder(tmp_path) is None
     assert usual_tokens(tmp_path) == 81

@@ -23,8 +23,8 @@ from navit_clip.data.counts import counts_line
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, DataError
 from navit_clip.model import TwoTowers, choose_backend
+from navit_clip.run_settings import RUN_CONFIG_FILE, run_folder
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
-from navit_clip.weights import RUN_CONFIG_FILE, run_folder
 from training.checkpoint import LATEST, CheckpointWriter, Progress, go_back_to
 from training.config import RunConfig, add_run_arguments
 from training.engine import Engine

@@ -9,18 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from omegaconf import OmegaConf
 
 from navit_clip.config import build_config
 from navit_clip.data.images import decode_image
 from navit_clip.data.remote import RemoteConfig
 from navit_clip.data.samples import IMAGE_EXTENSIONS, read_samples
 from navit_clip.errors import DataError, ExportError, SampleError
-from navit_clip.weights import RUN_CONFIG_FILE, run_folder
+from navit_clip.run_settings import RunSettings, run_folder
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
@@ -56,6 +54,7 @@ def find_examples(images: str | None, run: Path) -> Examples:
 
     Raises:
         ExportError: there are no images where the user says.
+        ConfigError: the run's config.yaml cannot be read, or says what cannot be.
     """
     if images is not None:
         return _given(images)
@@ -67,12 +66,13 @@ def _of_run(path: Path) -> Examples | None:
     run = run_folder(path)
     if run is None:
         return None
-    config = OmegaConf.load(run / RUN_CONFIG_FILE)
-    settings: Any = OmegaConf.to_container(OmegaConf.select(config, "data.remote") or OmegaConf.create())
-    remote = build_config(RemoteConfig, settings, f"{run / RUN_CONFIG_FILE}: data.remote")
+    settings = RunSettings(run)
+    remote = build_config(
+        RemoteConfig, settings.get("data.remote", dict) or {}, f"{settings.file}: data.remote"
+    )
     for use, section in (("validation", "validation.data"), ("training", "data")):
-        shards = list(OmegaConf.select(config, f"{section}.shards") or [])
-        caption_key = OmegaConf.select(config, f"{section}.caption_key")
+        shards = settings.texts(f"{section}.shards")
+        caption_key = settings.get(f"{section}.caption_key", str)
         try:
             images, captions = _of_shards(shards, caption_key, remote)
         except DataError:

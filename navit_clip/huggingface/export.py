@@ -16,12 +16,12 @@ from navit_clip.huggingface.quiet import quiet_transformers
 from navit_clip.huggingface.reopening import verify
 from navit_clip.huggingface.run_facts import read_run_facts
 from navit_clip.huggingface.verification import Verification
+from navit_clip.run_settings import run_folder
 from navit_clip.weights import (
     TOKENS_PER_IMAGE,
     LoadedModel,
     load_model,
     resolve_model_folder,
-    run_folder,
     usual_tokens,
     weights_hash,
     whole_folder,

@@ -6,7 +6,17 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] (from which package depends on the hub's version)
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from navit_clip.errors import CheckpointError, ExportError
@@ -15,6 +25,8 @@ from navit_clip.weights import RESULTS_FOLDER
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PATTERNS = ["*.json", "*.yaml", "*.txt", "*.model", "*.safetensors"]
 """What is fetched of a repository: no code and nothing pickled."""
+AWAY = (HTTPError, HFValidationError, OSError)
+"""What huggingface_hub raises where the hub is away, or takes or gives nothing."""
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
@@ -27,9 +39,9 @@ def fetch(name: str, revision: str | None = None) -> Path:
         raise CheckpointError(f"{name}: no such folder, and no name of a repository (owner/model)")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+    except AWAY as error:
         raise CheckpointError(
-            f"{name}: no such folder here, and not to be had from the hub: {str(error).splitlines()[0]}"
+            f"{name}: no such folder here, and not to be had from the hub: {_reason(error)}"
         ) from error
 
 
@@ -38,7 +50,7 @@ def check_push(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ExportError(f"--push: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"--push: {_first_line(error)}") from error
     if not NAME.fullmatch(name):
         raise ExportError(f"--push: expected owner/model, found {name!r}")
 
@@ -62,8 +74,30 @@ def push(folder: Path, name: str, private: bool = False) -> str:
             commit_message="Export from NaViT-CLIP",
             ignore_patterns=[f"{RESULTS_FOLDER}/*"],  # of evaluations here, cached vectors among them
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ExportError(
-            f"--push {name}: the hub does not take {folder}: {str(error).splitlines()[0]}"
-        ) from error
+    except AWAY as error:
+        raise ExportError(f"--push {name}: the hub does not take {folder}: {_reason(error)}") from error
     return str(address)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, GatedRepoError):
+        return "access has to be asked for on its page, and whoever has it be logged in (hf auth login)"
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such repository, or it is private (hf auth login)"
+    if isinstance(error, RevisionNotFoundError):
+        return "it has no such revision"
+    if isinstance(error, LocalTokenNotFoundError):
+        return "nobody is logged in (hf auth login)"
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        return f"{_reason(error.__cause__)}, and there is no copy in the cache"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "offline mode is on (HF_HUB_OFFLINE)"
+    if isinstance(error, HTTPError | ConnectionError | TimeoutError) and not isinstance(
+        error, HfHubHTTPError
+    ):
+        return f"it cannot be reached ({_first_line(error)})"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -37,7 +37,6 @@ from navit_clip.huggingface.weight_files import missing_weights, read_json, read
 from navit_clip.model import ClipConfig, TwoTowers
 from navit_clip.tokenizer import Cleaning, OpenClipTokenizer, PaddedTokenizer, Tokenizer, load_tokenizer
 from navit_clip.weights import (
-    TOKENS_PER_IMAGE,
     LoadedModel,
     check_weights,
     listing,
@@ -72,16 +71,12 @@ def main(argv: Sequence[str]) -> int:
             arguments.folder, arguments.allow_pickle, arguments.tanh_gelu, arguments.captions
         )
         verification = verify_import(*imported, exact=not arguments.tanh_gelu)
-    save_model(*imported.loaded, arguments.out)
+    tokens = native_tokens(arguments.folder, imported.loaded.model.config)
+    save_model(*imported.loaded, arguments.out, tokens)
     print(f"{arguments.out}: {_described(imported.loaded)}")
     for line in verification.lines("of noise, compared with the original"):
         print(f"  {line}")
-    tokens = native_tokens(arguments.folder, imported.loaded.model.config)
-    if tokens != TOKENS_PER_IMAGE:
-        print(
-            f"  images had at most {tokens} patches there; here they have {TOKENS_PER_IMAGE} unless "
-            f"tokens_per_image={tokens} is set"
-        )
+    print(f"  images have at most {tokens} patches, as there, where no other number is asked for")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -277,30 +277,47 @@ def _training(run: RunFacts) -> str:
 def _evaluation(results: list[dict[str, Any]]) -> str:
     if not results:
         return "No evaluation of these weights is in the run's folder."
+    datasets = _dataset_names({str(record["dataset"]) for record in results})
+    rules = list(dict.fromkeys(filter(None, map(_scoring, results))))
     rows = [
-        f"| {Path(str(record['dataset'])).name} | {_words(record['task'])} | {_words(name)} | "
+        f"| {datasets[str(record['dataset'])]} | {_words(record['task'])} | {_words(name)} | "
         f"{_figure(name, value)} | {_interval(name, record)} | {_chance(name, record)} | "
-        f"{_number_judged(record)} | {record['tokens_per_image']} | {_departures(record, results)} |"
+        f"{_number_judged(record)} | {record['tokens_per_image']} | {_departures(record, results)} | "
+        f"{rules.index(_scoring(record)) + 1 if _scoring(record) else ''} |"
         for record in results
         for name, value in record["metrics"].items()
     ]
     heading = [
-        "| data set | task | metric | score | 95 % interval | chance | images | patches an image | settings |"
+        "| data set | task | metric | score | 95 % interval | chance | images | patches an image | "
+        "settings | rule |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    scoring = {
-        f"{Path(str(record['dataset'])).name}, {_words(record['task'])}": record["protocol"]["scoring"]
-        for record in results
-        if record.get("protocol", {}).get("scoring")
-    }
     protocol = (
         "Zero-shot, by `navit-clip eval`: cosine similarity of the unit vectors; every image at its own "
         "aspect ratio and class names in the data set's prompts, but for what the settings say: those in "
         "which results of one task differ."
     )
-    rules = [f"- {what}: {rule}" for what, rule in scoring.items()]
-    return "\n".join(
-        [*heading, "|---|---|---|---|---|---|---|---|---|", *rows, "", protocol, "", *rules]
-    ).rstrip()
+    counts_as_right = ["", "What counts as right, by the number of the rule:", ""] if rules else []
+    numbered = [f"{number}. {rule}" for number, rule in enumerate(rules, start=1)]
+    return "\n".join([*heading, *rows, "", protocol, *counts_as_right, *numbered])
+
+
+def _scoring(record: Mapping[str, Any]) -> str:
+    return record.get("protocol", {}).get("scoring") or ""
+
+
+def _dataset_names(datasets: Collection[str]) -> dict[str, str]:
+    """Each data set -> the last parts of its path, as few as tell all apart; of shards their folder, too."""
+    parts = {dataset: Path(dataset).parts or (dataset,) for dataset in datasets}
+    names: dict[str, str] = {}
+    for count in range(1, 1 + max(map(len, parts.values()))):
+        names = {
+            dataset: "/".join(own[-max(count, 1 + own[-1].endswith(".tar")) :])
+            for dataset, own in parts.items()
+        }
+        if len(set(names.values())) == len(names):
+            break
+    return names
 
 
 def _departures(record: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
@@ -312,7 +329,8 @@ def _departures(record: Mapping[str, Any], results: Sequence[Mapping[str, Any]])
     ]
     own = settings[alike.index(record)]
     differing = [key for key in own if len({str(other.get(key)) for other in settings}) > 1]
-    shown = (key for key in differing if key not in ("scoring", "images.tokens_per_image"))
+    columns = ("scoring", "images.tokens_per_image")  # which the table has beside these
+    shown = (key for key in differing if key not in columns)
     return ", ".join(f"{key.rpartition('.')[2]} {own[key]}" for key in shown)
 
 

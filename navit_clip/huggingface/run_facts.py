@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from navit_clip.weights import RESULTS_FOLDER, RUN_CONFIG_FILE, resolve_model_folder, run_folder
+from navit_clip.run_settings import RunSettings, run_folder
+from navit_clip.weights import RESULTS_FOLDER, resolve_model_folder
 
 RECIPE = {
     "pairs": "image-text pairs seen",
+    "data.weights": "times that an epoch has each source",
     "data.resolution": "image sides drawn (pixels)",
     "data.drop": "patches dropped",
     "data.augmentation": "augmentation",
@@ -61,19 +61,27 @@ def read_run_facts(path: Path, weights: str) -> RunFacts:
     Args:
         path: a run, checkpoint or model folder.
         weights: hash of the model's weights.
+
+    Raises:
+        ConfigError: the run's config.yaml cannot be read, or says what cannot be.
     """
     run = run_folder(path)
-    config = OmegaConf.load(run / RUN_CONFIG_FILE) if run else OmegaConf.create()
-    settings = {words: _shown(OmegaConf.select(config, key)) for key, words in RECIPE.items()}
-    recipe = [(words, shown) for words, shown in settings.items() if shown]
-    shards = [str(pattern) for pattern in OmegaConf.select(config, "data.shards") or []]
+    settings = RunSettings(run) if run else None
+    recipe = _recipe(settings) if settings else []
+    shards = settings.texts("data.shards") if settings else []
     model = resolve_model_folder(path).resolve()
+    # An evaluation leaves its results where the model was said to be: at the run, the checkpoint, or there.
     places = dict.fromkeys(place for place in (run, path.resolve(), model.parent, model) if place)
     afterwards = list(_afterwards(places, weights))
     judged = {_what(record) for record in afterwards}
     during = [row for row in (_during(run, path) if run else ()) if _what(row) not in judged]
     newest = {(*_what(row), _how(row)): row for row in [*during, *afterwards]}
     return RunFacts(recipe, shards, list(newest.values()))
+
+
+def _recipe(settings: RunSettings) -> list[tuple[str, str]]:
+    rows = [(words, _shown(settings.get(key, object))) for key, words in RECIPE.items()]
+    return [(words, shown) for words, shown in rows if shown]
 
 
 def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -116,9 +124,15 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 
 def _shown(value: Any) -> str:
     """A setting in words; what is off, empty or of another kind says nothing."""
-    if not isinstance(value, DictConfig):
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    if not isinstance(value, dict):
         return "" if value is None else str(value)
     kind = value.get("kind")
-    names = [name for name in value if name in OF_KIND.get(kind, value) and name != "kind"]
-    parts = [f"{str(name).replace('_', ' ')} {_shown(value[name])}" for name in names if value[name]]
+    own = OF_KIND.get(kind, value) if isinstance(kind, str) else value
+    parts = [
+        f"{str(name).replace('_', ' ')} {_shown(setting)}"
+        for name, setting in value.items()
+        if name in own and name != "kind" and setting
+    ]
     return ", ".join([*([str(kind).replace("_", " ")] if kind else []), *parts])

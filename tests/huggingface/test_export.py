@@ -17,6 +17,7 @@ from navit_clip.data import image_patches
 from navit_clip.errors import CheckpointError, ConfigError, ExportError
 from navit_clip.huggingface.examples import find_examples
 from navit_clip.huggingface.export import main
+from navit_clip.huggingface.importing import main as import_model
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
 from navit_clip.weights import load_model, save_model
@@ -176,6 +177,28 @@ def test_a_process_without_this_package_gets_our_embeddings(run, exported, pictu
     torch.testing.assert_close(scores, logits[3, 8:12].sigmoid(), atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_what_was_trained_leaves_and_comes_back(run, exported, pictures, tmp_path):
+    """Learned rows and columns come back as the one grid table that they are, biases as zeros."""
+    assert import_model([str(exported), str(tmp_path / "back")]) == 0
+    first = load_model(run / "checkpoints" / "step-00000001" / "model")
+    back = load_model(tmp_path / "back")
+    assert (first.model.config.image.position.kind, back.model.config.image.position.kind) == (
+        "learned",
+        "grid",
+    )
+    ids = first.tokenizer.encode(CAPTIONS, 64)
+    assert back.tokenizer.encode(CAPTIONS, 64) == ids
+    encoded = [(pictures / f"{number:02}.png").read_bytes() for number in range(20)]
+    images = PackedImages.pack([image_patches(data, PATCH_SIZE, TOKENS_PER_IMAGE) for data in encoded])
+    captions = pack_captions(ids)
+    for encode, given in (("encode_images", images), ("encode_captions", captions)):
+        expected = getattr(first.model, encode)(given)
+        torch.testing.assert_close(getattr(back.model, encode)(given), expected, atol=1e-5, rtol=0)
+    for name in ("logit_scale", "logit_bias"):
+        assert torch.equal(getattr(back.model, name), getattr(first.model, name))
+
+
 def test_no_picture_of_the_test_is_one_column_wide():
     grids = [
         image_patches(encode_image(noise_picture(*size)), PATCH_SIZE, TOKENS_PER_IMAGE).grid for size in SIZES
@@ -211,6 +234,7 @@ def test_broken_samples_come_before_good_ones(tmp_path):
         ("b.tar", "of generated", 8),
     ):
         settings = {"validation": {"data": {"shards": [str(tmp_path / shard)], "caption_key": "txt"}}}
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
         (tmp_path / "config.yaml").write_text(json.dumps(settings))
         examples = find_examples(None, tmp_path)
         assert examples.source.startswith(source)
@@ -228,6 +252,7 @@ def test_without_data_the_images_are_generated_and_it_says_so(tokenizer, tmp_pat
 def test_the_runs_own_shards_are_fetched_as_the_run_fetched_them(tmp_path):
     (shard,) = write_pairs(tmp_path, [3])
     settings = {"data": {"shards": [f"file://{shard}"], "remote": {"cache": str(tmp_path / "cache")}}}
+    (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.yaml").write_text(json.dumps(settings))
     assert len(find_examples(None, tmp_path).images) == 3
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 1

@@ -5,9 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import filter_repo_objects
 
 from navit_clip.errors import CheckpointError, ExportError
@@ -83,11 +93,12 @@ def test_a_card_says_how_the_model_was_trained_and_judged(run, tmp_path):
         "| schedule | cosine, warmup pairs 10 |",
         "| peak learning rate | 0.001 |",
         "Data: `cc3m-{000..331}.tar`.",
-        "| stamps | zero-shot retrieval | image retrieval, recall@1 | 50.0% |  |  | 87 | 256 |",
+        "| stamps | zero-shot retrieval | image retrieval, recall@1 | 50.0% |  |  | 87 | 256 |  |  |",
         "| pets | zero-shot classification | top-1 accuracy | 75.0% | 71.0% to 78.5% | 2.7% | "
-        "1,234 (not all) | 256 |",
-        "| pets | zero-shot classification | negative log-likelihood | 1.447 |  |  | 1,234 (not all) | 256 |",
-        "- pets, zero-shot classification: the class whose prompts fit best",
+        "1,234 (not all) | 256 |  | 1 |",
+        "| pets | zero-shot classification | negative log-likelihood | 1.447 |  |  | "
+        "1,234 (not all) | 256 |  | 1 |",
+        "\n1. the class whose prompts fit best\n",
     ):
         assert line in card.text
     for line in ("/somewhere", "99.0%", "25.0%", "towers started from", "zeroshot_"):
@@ -130,8 +141,47 @@ def test_results_of_other_protocols_stand_beside_each_other(run, tmp_path):
     assert sorted(row["protocol"]["images"]["keep"] for row in results) == [0.25, 1.0]
     table = _evaluation(results)
     assert "| 30.0% |" in table
-    assert "| keep 0.25 |" in table
-    assert "- imagenet1k, " in table
+    assert "| keep 0.25 | 1 |" in table
+    assert table.endswith("\n1. argmax")
+
+
+def test_each_scoring_has_a_row_and_a_rule_of_its_own():
+    """ObjectNet's three scorings differ by many points; data sets are told apart by their paths."""
+    record = {"task": "zeroshot_classification", "num_samples": 87, "tokens_per_image": 256}
+    scorings = ("among 113 classes", "the best of 125 ids", "among all 1000 ids")
+    records = [
+        {**record, "dataset": "objectnet", "metrics": {"acc1": number / 10}, "protocol": {"scoring": scoring}}
+        for number, scoring in enumerate(scorings, start=1)
+    ]
+    elsewhere = {"dataset": "wds/objectnet", "metrics": {"acc1": 0.4}, "protocol": {"scoring": scorings[1]}}
+    shards = {"dataset": "/data/held-out/*.tar", "metrics": {"acc1": 0.5}}
+    table = _evaluation([*records, {**record, **elsewhere}, {**record, **shards}])
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if "top-1" in line]
+    assert [(row[0], row[3]) for row in rows] == [
+        *(("objectnet", share) for share in ("10.0%", "20.0%", "30.0%")),
+        ("wds/objectnet", "40.0%"),
+        ("held-out/*.tar", "50.0%"),
+    ]
+    assert [row[-1] for row in rows[:4]] == ["1", "2", "3", "2"]
+    assert table.endswith("\n1. among 113 classes\n2. the best of 125 ids\n3. among all 1000 ids")
+
+
+@pytest.mark.parametrize("given", [".", "checkpoints/step-00000020", "checkpoints/step-00000020/model"])
+@pytest.mark.parametrize("place", [".", "checkpoints/step-00000020", "checkpoints/step-00000020/model"])
+@pytest.mark.parametrize("config", [True, False])
+def test_results_count_wherever_an_evaluation_left_them(run, tmp_path, given, place, config):
+    """At the run, the checkpoint or the model, whichever of them is exported; of these weights alone."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("eval", "metrics.jsonl"))
+    if not config:
+        (copy / "config.yaml").unlink()
+    record = {"dataset": "stamps", "task": "zeroshot_retrieval", "tokens_per_image": 256}
+    lines = [{**record, "num_samples": n, "weights": weights} for n, weights in ((1, "these"), (2, "others"))]
+    (copy / place / "eval").mkdir()
+    (copy / place / "eval" / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = [row["num_samples"] for row in read_run_facts(copy / given, "these").results]
+    nothing_says_that_it_is_a_run = not config and place == "." and given != "."
+    assert found == ([] if nothing_says_that_it_is_a_run else [1])
 
 
 @pytest.mark.parametrize(
@@ -159,10 +209,33 @@ def test_the_card_of_a_pushed_model_names_its_repository(form, line):
     compile(card.split("```python\n")[1].split("```")[0], "snippet", "exec")
 
 
-def test_a_push_without_a_network_says_so_and_leaves_the_folder(run, tmp_path):
-    with pytest.raises(ExportError, match="--push someone/stamps: the hub does not take"):
+RESPONSE = SimpleNamespace(headers={}, request=None)
+
+
+def answer(error: Exception, cause: Exception | None = None):
+    def fetching(*_, **__):
+        raise error from cause
+
+    return fetching
+
+
+def test_a_push_without_a_network_says_so_and_leaves_the_folder(run, tmp_path, monkeypatch):
+    with pytest.raises(
+        ExportError, match=r"--push someone/stamps: the hub does not take .*: offline mode is on"
+    ):
         export([str(run), str(tmp_path / "out"), "--push", "someone/stamps"])
     assert (tmp_path / "out" / "config.json").exists()
+    for error, reason in (
+        (
+            HTTPError("[Errno 111] Connection refused"),
+            "it cannot be reached ([Errno 111] Connection refused)",
+        ),
+        (LocalTokenNotFoundError("Token is required"), "nobody is logged in (hf auth login)"),
+    ):
+        monkeypatch.setattr(HfApi, "create_repo", answer(error))
+        with pytest.raises(ExportError) as raised:
+            push(tmp_path / "out", "someone/stamps")
+        assert str(raised.value).endswith(f"the hub does not take {tmp_path / 'out'}: {reason}")
 
 
 @pytest.mark.parametrize("name", ["stamps", "a/b/c", "someone/ends-with-.", "someone/two--dashes", ""])
@@ -176,8 +249,39 @@ def test_impossible_names_are_refused_before_anything_is_done(run, tmp_path, nam
 
 def test_nothing_that_runs_is_fetched():
     assert not [pattern for pattern in PATTERNS if pattern.endswith((".py", ".bin", ".pt", "*"))]
-    with pytest.raises(CheckpointError, match="not to be had from the hub"):
+
+
+@pytest.mark.parametrize(
+    ("answered", "reason"),
+    [
+        (
+            answer(
+                LocalEntryNotFoundError("Got: ConnectError\nAn error happened"), ConnectionError("no route")
+            ),
+            "it cannot be reached (no route), and there is no copy in the cache",
+        ),
+        (
+            answer(LocalEntryNotFoundError("Got: …"), OfflineModeIsEnabled("Cannot reach it")),
+            "offline mode is on (HF_HUB_OFFLINE), and there is no copy in the cache",
+        ),
+        (
+            answer(RepositoryNotFoundError("401 Client Error", response=RESPONSE)),
+            "there is no such repository, or it is private (hf auth login)",
+        ),
+        (
+            answer(GatedRepoError("403 Client Error", response=RESPONSE)),
+            "access has to be asked for on its page, and whoever has it be logged in (hf auth login)",
+        ),
+        (answer(RevisionNotFoundError("404 Client Error", response=RESPONSE)), "it has no such revision"),
+        (answer(TimeoutError()), "it cannot be reached (TimeoutError)"),
+    ],
+)
+def test_why_nothing_came_from_the_hub_is_one_clear_line(monkeypatch, answered, reason):
+    monkeypatch.setattr("navit_clip.huggingface.hub.snapshot_download", answered)
+    with pytest.raises(CheckpointError) as raised:
         fetch("someone/nothing")
+    said = f"someone/nothing: no such folder here, and not to be had from the hub: {reason}"
+    assert str(raised.value) == said
 
 
 def test_a_push_leaves_what_evaluations_left_here(tmp_path, monkeypatch):

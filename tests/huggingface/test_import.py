@@ -14,7 +14,7 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from navit_clip.batch import PackedImages, Patches
 from navit_clip.cli import main as command
-from navit_clip.data.patches import cut_grid
+from navit_clip.data.patches import cut_grid, cut_patches
 from navit_clip.errors import CheckpointError
 from navit_clip.huggingface.export import main as export
 from navit_clip.huggingface.import_verification import verify_import
@@ -189,7 +189,7 @@ def test_the_export_of_an_imported_model_is_read_alike_by_transformers(tmp_path)
     model, tokenizer = load_model(tmp_path / "ours")
     picture = noise_picture(40, 60)
     with torch.no_grad():
-        patches = cut_grid(picture, 4, (13, 19))
+        patches = cut_patches(picture, 4, num_tokens=25)  # as many as the table has entries
         image = model.encode_images(PackedImages.pack([patches]))
         text = model.encode_captions(pack_captions(tokenizer.encode(SENTENCES, CONTEXT_LENGTH)))
         expected = (model.logit_scale.exp() * image @ text.T + model.logit_bias)[0].sigmoid()

@@ -253,6 +253,59 @@ def test_captions_reach_flash_attention_packed(text, flash):
     assert flash.dense == 2
 
 
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+            ],
+        ),
+    ]
+)
+def flash_device(request) -> torch.device:
+    """Where flash attention runs: stood in for on a CPU, itself on a GPU."""
+    if request.param == "cpu":
+        request.getfixturevalue("flash")
+    else:
+        pytest.importorskip("flash_attn")
+    return torch.device(request.param)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=str)
+def test_flash_attention_is_near_sdpa_in_bfloat16(text, flash_device):
+    """Vectors and gradients of padded and of packed images and captions."""
+    model = built(("rope", "fractional", "sum"), **text)
+    images, captions = pack(noise_images(GRIDS, patch_size=4)), noise_captions(LENGTHS, 600)
+    one_row = pack_captions(captions)
+    padded = {**padded_images(images), **padded_captions(captions, "left", model.config.text.context_length)}
+    packed = {
+        "pixel_values": (images.patches / 127.5 - 1)[None],
+        "spatial_shapes": images.grid.long(),
+        "image_cu_seqlens": images.offsets.long(),
+        "input_ids": one_row.ids.long()[None],
+        "text_cu_seqlens": one_row.offsets.long(),
+    }
+    found = {}
+    for implementation in ("sdpa", "flash_attention_2"):
+        if implementation == "sdpa" or flash_device.type == "cuda":
+            theirs = remote(model, attn_implementation=implementation)
+        else:
+            theirs = with_flash(model)
+        theirs = theirs.to(flash_device, torch.bfloat16)
+        found[implementation] = []
+        for inputs in (padded, packed):
+            outputs = theirs(**{name: values.to(flash_device) for name, values in inputs.items()})
+            vectors = outputs.image_embeds, outputs.text_embeds
+            weights = theirs.image.patch_embedding.weight, theirs.text.token_embedding.weight
+            total = sum((part * part.detach().roll(1, 0)).sum() for part in vectors)
+            found[implementation] += [*vectors, *torch.autograd.grad(total, weights)]
+    for flash, sdpa in zip(found["flash_attention_2"], found["sdpa"], strict=True):
+        assert (flash - sdpa).float().norm() <= 2e-2 * sdpa.float().norm()
+
+
 def test_every_setting_comes_back():
     model = built(
         ("rope", "fractional_longer", "sum"), biases=True, causal=True, pooling="map", alignment="left"
@@ -352,18 +405,22 @@ def test_hidden_states_and_attentions_are_given_when_asked_for():
     torch.testing.assert_close(as_tuple[1], outputs.pooler_output)
 
 
+@pytest.mark.parametrize("tower", ["both", "text"])
 @torch.no_grad()
-def test_token_embeddings_can_be_resized(tmp_path):
-    theirs = remote(built(("grid", "fractional", "sum")))
-    captions = padded_captions(noise_captions(LENGTHS, 600), "left", 64)
-    before = theirs.get_text_features(**captions).pooler_output
-    theirs.resize_token_embeddings(640)
-    assert theirs.text.token_embedding.weight.shape == (640, 24)
-    assert theirs.config.text_config.vocab_size == 640
-    torch.testing.assert_close(theirs.get_text_features(**captions).pooler_output, before)
-    theirs.save_pretrained(tmp_path)
-    back = AutoModel.from_pretrained(tmp_path, trust_remote_code=True).eval()
-    torch.testing.assert_close(back.get_text_features(**captions).pooler_output, before)
+def test_token_embeddings_can_be_resized(tower, tmp_path):
+    """Larger and smaller; what is left of them stays, and what is saved has the new size."""
+    theirs, inputs = of_class(tower)
+    inputs["input_ids"] = inputs["input_ids"] % 500
+    before = result(theirs, tower, inputs)
+    for size in (640, 500):
+        theirs.resize_token_embeddings(size)
+        assert theirs.get_input_embeddings().weight.shape == (size, 24)
+        assert theirs.config.get_text_config().vocab_size == size
+        torch.testing.assert_close(result(theirs, tower, inputs), before)
+        theirs.save_pretrained(tmp_path / str(size))
+        back = AutoModel.from_pretrained(tmp_path / str(size), trust_remote_code=True).eval()
+        assert back.get_input_embeddings().weight.shape == (size, 24)
+        torch.testing.assert_close(result(back, tower, inputs), before)
 
 
 @torch.no_grad()
