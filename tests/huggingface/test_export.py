@@ -6,14 +6,18 @@ import io
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from navit_clip.batch import PackedImages
+from navit_clip.config import load_config
 from navit_clip.data import image_patches
+from navit_clip.data.samples import read_samples
 from navit_clip.errors import CheckpointError, ConfigError, ExportError
 from navit_clip.huggingface.examples import find_examples
 from navit_clip.huggingface.export import main
@@ -206,6 +210,27 @@ def test_no_picture_of_the_test_is_one_column_wide():
     assert len(grids) == 20
     assert len(set(grids)) == 9
     assert not any(rows > 1 and columns == 1 for rows, columns in grids)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("tokens", "bound"), [(256, 1e-4), (64, 5e-4)])
+@torch.no_grad()
+def test_the_image_processor_on_pillow_moves_vectors_of_photographs_little(real_shards, root, tokens, bound):
+    """By its grey levels: fewer the less a picture is reduced. The one on torchvision moves none."""
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    torch.manual_seed(0)
+    model = TwoTowers(load_config(ClipConfig, root / "configs" / "model" / "s16.yaml")).eval()
+    shard = str(real_shards / "flickr8k-small-test.tar")
+    encoded = [sample.image for sample in islice(read_samples([shard]), 6)]
+    pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in encoded]
+    settings = {"patch_size": 16, "max_num_patches": tokens, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    slow = patches_of_pixels(Siglip2ImageProcessorPil(**settings)(images=pictures, return_tensors="pt"))
+    ours = [image_patches(data, 16, tokens) for data in encoded]
+    levels = [np.abs(a.pixels.astype(int) - b.pixels) for a, b in zip(ours, slow, strict=True)]
+    assert max(level.max() for level in levels) == 1
+    vectors, expected = (model.encode_images(PackedImages.pack(images)) for images in (slow, ours))
+    torch.testing.assert_close(vectors, expected, atol=bound, rtol=0)
 
 
 def test_the_export_says_what_it_compared(run, tmp_path, capsys):
