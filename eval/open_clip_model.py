@@ -1,7 +1,8 @@
 """open_clip's models as evaluation takes them: `open_clip:NAME[,PRETRAINED]`.
 
 PRETRAINED is one of open_clip's tags (which it may have to download) or a checkpoint file; without it the
-weights are random, which a result then says. Images go through the model's own evaluation transform.
+weights are random, which a result then says, unless NAME is of a folder or a repository that has its own
+(local-dir:FOLDER, hf-hub:OWNER/MODEL). Images go through the model's own evaluation transform.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class OpenClipModel:
         if not hasattr(model, "encode_text"):
             raise CheckpointError(f"{spec}: has no text tower; zero-shot evaluation needs both")
         self.name = spec
-        self.pretrained = pretrained or RANDOM
+        self.pretrained = pretrained or (model_name if ":" in model_name else RANDOM)
         self.module = model.eval()
         self._model: Any = model  # open_clip types less than it has
         self.logit_scale = self._model.logit_scale.detach().float().exp().item()

@@ -21,8 +21,12 @@ from eval.samples import ShardSamples
 from navit_clip.data.images import decode_image
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError
+from navit_clip.huggingface.export import main as export
+from navit_clip.tokenizer import load_tokenizer
+from navit_clip.weights import save_model
 from tests.data_builders import SIZES, noise_picture
 from tests.eval_builders import write_labelled
+from tests.huggingface.test_own_architecture import built
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -170,15 +174,27 @@ def train_briefly(spec: str, shard: Path, names: list[str], steps: int) -> OpenC
     return model
 
 
+def exported(folder: Path) -> str:
+    """A model of ours in open_clip's format."""
+    text = {"causal": True, "alignment": "left", "context_length": 77, "vocab_size": 49408}
+    save_model(built(("learned", "fractional", "sum"), **text), load_tokenizer("open_clip"), folder / "model")
+    assert export([str(folder / "model"), str(folder / "out"), "--format", "open_clip"]) == 0
+    return f"open_clip:local-dir:{folder / 'out'}"
+
+
 @pytest.mark.real_data
-@pytest.mark.parametrize("steps", [0, 25], ids=["random", "trained"])
-def test_scores_are_clip_benchmark_s(real_shards, tmp_path, monkeypatch, steps):
+@pytest.mark.parametrize("weights", ["random", "trained", "exported"])
+def test_scores_are_clip_benchmark_s(real_shards, tmp_path, monkeypatch, weights):
     """acc1, acc5, mean per-class recall and recalls at 1, 5 and 10, on the same shards."""
     pytest.importorskip("clip_benchmark", reason="pip install 'navit-clip[peers]'")
     names = ["tench", "dog", "cassette", "saw", "church", "horn", "truck", "pump", "golf ball", "parachute"]
-    model = train_briefly("open_clip:tiny", real_shards / "imagenette224-train.tar", names, steps)
-    torch.save(model.module.state_dict(), tmp_path / "weights.pt")
-    spec = f"open_clip:tiny,{tmp_path / 'weights.pt'}"
+    if weights == "exported":
+        spec = exported(tmp_path)
+    else:
+        steps = 25 if weights == "trained" else 0
+        model = train_briefly("open_clip:tiny", real_shards / "imagenette224-train.tar", names, steps)
+        torch.save(model.module.state_dict(), tmp_path / "weights.pt")
+        spec = f"open_clip:tiny,{tmp_path / 'weights.pt'}"
     folders = {
         "zeroshot_classification": wds_folder(tmp_path / "a", real_shards / "imagenette224-val.tar", names),
         "zeroshot_retrieval": wds_folder(tmp_path / "b", real_shards / "flickr8k-small-test.tar", None),
@@ -192,6 +208,7 @@ def test_scores_are_clip_benchmark_s(real_shards, tmp_path, monkeypatch, steps):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # webdataset's, on data that it is given no splitter for
             theirs = clip_benchmark_scores(spec, folder, monkeypatch)
+        assert record["pretrained"] == spec.partition(":" if weights == "exported" else ",")[2]
         assert {name: record["metrics"][name] for name in theirs} == pytest.approx(theirs, abs=1e-7)
-        if steps and task == "zeroshot_classification":
+        if weights == "trained" and task == "zeroshot_classification":
             assert 0.15 < record["metrics"]["acc1"] < 0.9

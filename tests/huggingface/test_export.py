@@ -370,6 +370,20 @@ def test_an_export_that_differs_is_refused(run, tmp_path, monkeypatch, damaged):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("form", ["siglip2", "own"])
+def test_an_export_that_reads_captions_otherwise_is_refused(run, tmp_path, monkeypatch, form):
+    from navit_clip.huggingface import folder
+
+    original = folder.save_processor
+    other = train_tokenizer(["wholly other words"] * 9, vocab_size=600)
+    monkeypatch.setattr(
+        folder, "save_processor", lambda loaded, *rest: original(loaded._replace(tokenizer=other), *rest)
+    )
+    with pytest.raises(ExportError, match=r"the exported tokenizer reads 'a photo of a dog\.' as "):
+        main([str(run), str(tmp_path / "out"), "--format", form])
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_earlier_export_is_replaced(run, tmp_path):
     main([str(run), str(tmp_path / "out")])
     main([str(run), str(tmp_path / "out"), "--tower", "text"])

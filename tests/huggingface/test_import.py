@@ -20,7 +20,7 @@ from navit_clip.huggingface.export import main as export
 from navit_clip.huggingface.import_verification import verify_import
 from navit_clip.huggingface.importing import import_folder, main
 from navit_clip.model.position_tables import GridPositions
-from navit_clip.tokenizer import PaddedTokenizer
+from navit_clip.tokenizer import PaddedTokenizer, train_tokenizer
 from navit_clip.weights import load_model
 from tests.data_builders import noise_picture
 from tests.foreign_folders import CONTEXT_LENGTH, open_clip_folder, siglip2_folder, siglip_folder
@@ -160,6 +160,15 @@ def test_an_exact_gelu_comes_in_only_when_asked_for(tmp_path, capsys):
         import_folder(tmp_path / "theirs")
     main([str(tmp_path / "theirs"), str(tmp_path / "ours"), "--tanh-gelu"])
     assert "4 images of noise" in capsys.readouterr().out
+
+
+def test_an_import_that_reads_captions_otherwise_is_refused(tmp_path, monkeypatch):
+    siglip2_folder(tmp_path / "google")
+    other = train_tokenizer(["wholly other words"] * 9, vocab_size=600)
+    monkeypatch.setattr("navit_clip.huggingface.importing._kept", lambda own: other)
+    with pytest.raises(CheckpointError, match=r"the original's tokenizer reads 'a photo of a dog\.' as "):
+        main([str(tmp_path / "google"), str(tmp_path / "ours")])
+    assert not (tmp_path / "ours").exists()
 
 
 @torch.no_grad()
