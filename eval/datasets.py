@@ -167,12 +167,12 @@ def _lines(path: Path) -> tuple[str, ...]:
     return tuple(read_names(path, path.parent.name, path.stem)) if path.is_file() else ()
 
 
-def _distinct_names(samples: Samples) -> tuple[str, ...]:
+def _distinct_names(samples: ShardSamples) -> tuple[str, ...]:
     names: set[str] = set()
     faults = Faults()
     for index, key in enumerate(samples.keys):
         try:
-            names.add(samples[index].captions[0])
+            names.add(samples.captions(index)[0])
         except SampleError as error:  # counted again, and reported, where the image is read
             faults.add(key, error)
     if not names:

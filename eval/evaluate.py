@@ -16,11 +16,11 @@ import torch
 from eval.fingerprint import fingerprint
 from eval.loading import load_judged, model_home
 from eval.model import JudgedModel, PackedModel
-from eval.records import check_writable, write_record
+from eval.records import check_writable, read_records, write_record
 from eval.result import TaskResult, shown_metric
 from eval.store import Store
 from eval.task_config import EvalConfig, TaskConfig
-from eval.tasks import evaluate
+from eval.tasks import check_tasks, evaluate
 from navit_clip.config import build_config, load_config
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     outputs = _outputs(arguments.output, arguments.model, home, config.tasks)
     vectors = Path(arguments.vectors.replace("{folder}", str(home)))
     check_writable(vectors / "any", flag="--vectors")
+    check_tasks(config.tasks, remote)
     with World.join() as world:
         dtype = PRECISIONS[arguments.precision]
         backend = choose_backend("auto", world.device, dtype)
@@ -192,12 +193,14 @@ def _config(arguments: argparse.Namespace) -> EvalConfig:
 
 
 def _outputs(template: str, model: str, home: Path, tasks: Sequence[TaskConfig]) -> list[Path]:
-    """Where each task's result goes; known before the work is done."""
+    """Where each task's result goes; known, and found to take it, before the work is done."""
     if not tasks:
         raise ConfigError("tasks: the suite has none")
     outputs = [Path(_fill_output(template, model, home, task)) for task in tasks]
     for path in outputs:
         check_writable(path, flag="--output")
+        if path.exists():
+            read_records(path)  # what is there stays, so it has to be results
     return outputs
 
 

@@ -17,7 +17,6 @@ from typing import Any
 from eval.datasets import CaptionedSamples
 from eval.samples import FileSamples
 from navit_clip.batch import Sample
-from navit_clip.config import nearest
 from navit_clip.errors import DataError
 
 Captions = Mapping[str, Sequence[str]]
@@ -95,9 +94,7 @@ def open_official(name: str, root: Path, incomplete: bool) -> CaptionedSamples:
 
 
 def expected_layout(name: str) -> str:
-    """What the folder of a data set should hold, in words; or what the name may stand for."""
-    if name not in OFFICIAL:
-        return nearest(name, list(OFFICIAL))
+    """What the folder of a data set of `OFFICIAL` should hold, in words."""
     layout = OFFICIAL[name]
     images = " or ".join(f"{folder}/" for folder in layout.image_folders if folder) or "val2014/"
     return f"expected a folder with {layout.karpathy_file} and {images}; docs/evaluation.md says where from"

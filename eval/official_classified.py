@@ -18,7 +18,6 @@ from eval.datasets import ClassifiedSamples
 from eval.imagenet import MAPS, NUM_VALIDATION_IMAGES, class_names, real_labels, subset, synsets
 from eval.prompts import load_templates
 from eval.samples import FileSamples, class_folder_samples
-from navit_clip.config import nearest
 from navit_clip.errors import ConfigError, DataError
 
 MOST_NAMED = 5
@@ -96,9 +95,7 @@ def open_official(name: str, root: Path, incomplete: bool) -> ClassifiedSamples:
 
 
 def expected_layout(name: str) -> str:
-    """What the folder of a data set should hold, in words; or what the name may stand for."""
-    if name not in OFFICIAL:
-        return nearest(name, list(OFFICIAL))
+    """What the folder of a data set of `OFFICIAL` should hold, in words."""
     layout = OFFICIAL[name]()
     places = " or ".join(str(Path(place) / layout.class_folders[0]) for place in layout.places)
     return f"expected a folder with {places} and the other class folders; docs/evaluation.md says where from"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from navit_clip.errors import ConfigError, DataError
+from navit_clip.json_lines import read_json_lines
 
 Record = dict[str, Any]
 
@@ -19,23 +20,33 @@ LOCK_FILE = ".results.lock"
 IDENTITY = ("dataset", "model", "pretrained", "task", "language", "protocol")
 """What tells results apart; of two that agree in all of it, the later stays."""
 
+NEEDED = ("dataset", "model", "task", "metrics", "chance", "num_samples", "notes")
+"""What every result has that a table shows."""
+
 
 def read_records(path: Path) -> list[Record]:
     """The results of a file: JSON lines, or one JSON object over several lines.
 
     Raises:
-        DataError: it is neither.
+        DataError: it is neither, or holds something other than results.
     """
-    text = path.read_text(encoding="utf-8")
-    try:
-        records = [json.loads(text)] if text.startswith("{\n") else [json.loads(r) for r in text.splitlines()]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not readable as JSON: {error}") from error
-    if not all(
-        isinstance(record, dict) and {"dataset", "task", "metrics"} <= set(record) for record in records
-    ):
-        raise DataError(f"{path}: expected results as `navit-clip eval` writes them")
+    records = _one_object(path) or read_json_lines(path)
+    for number, record in enumerate(records, start=1):
+        if missing := [name for name in NEEDED if name not in record]:
+            raise DataError(
+                f"{path}: expected results as `navit-clip eval` writes them; number {number} has no "
+                f"{', no '.join(missing)}"
+            )
     return records
+
+
+def _one_object(path: Path) -> list[Record]:
+    """A file that is one JSON object; nothing where it is anything else, or cannot be read."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [record] if isinstance(record, dict) else []
 
 
 def write_record(record: Record, path: Path) -> None:

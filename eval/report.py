@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -20,8 +19,14 @@ from eval.gallery import draw_mistakes, draw_retrieved
 from eval.records import Record, read_records
 from eval.score_figures import draw_cost, draw_reliability
 from eval.score_tables import Group, group_records, score_table
-from eval.training_figures import draw_curves
+from eval.training_figures import draw_curves, resumed_at
 from navit_clip.errors import ConfigError, DataError
+from navit_clip.json_lines import read_json_lines
+from navit_clip.run_settings import run_folder
+from navit_clip.weights import CONFIG_FILE, listing
+
+MODEL_FILES = (CONFIG_FILE, "config.json", "checkpoints", "model")
+"""By which a folder is known that can be evaluated."""
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -62,7 +67,8 @@ def build_report(*paths: Path) -> str:
     """The page of runs and files of results.
 
     Raises:
-        DataError: a path has neither metrics nor results, or one of its files is not what it should be.
+        DataError: a path has neither metrics nor results, and says how it comes to have some; or one of its
+            files is not what it should be.
     """
     sources = [_read_source(path) for path in paths]
     groups = group_records([record for source in sources for record in source.records])
@@ -75,8 +81,7 @@ def build_report(*paths: Path) -> str:
         reliability=_section("Reliability", _figures(_reliability(groups))),
         cost=_section("What accuracy costs", _figures(_cost(groups))),
         curves="".join(
-            _section(f"Training of {html.escape(source.name)}", _figures(draw_curves(source.rows)))
-            for source in sources
+            _section(f"Training of {html.escape(source.name)}", _curves(source)) for source in sources
         ),
         mistakes="".join(_mistakes(group) for group in groups),
         gallery="".join(_retrieved(group) for group in groups),
@@ -86,28 +91,40 @@ def build_report(*paths: Path) -> str:
 
 def _read_source(path: Path) -> Source:
     if path.is_file():
-        return Source(path.stem, [], read_records(path), "")
+        return Source(path.stem, [], _some(read_records(path), path), "")
     files = sorted([*path.glob("eval/*.jsonl"), *path.glob("eval/*.json")])
     records = [record for file in files for record in read_records(file)]
-    rows = _read_rows(path / "metrics.jsonl")
-    if not rows and not records:
-        raise DataError(
-            f"{path}: expected a file of results, or a folder with metrics.jsonl or eval/*.jsonl in it"
-        )
+    metrics = path / "metrics.jsonl"
+    rows = read_json_lines(metrics) if metrics.is_file() else []
+    if not rows:
+        _some(records, path)
     config = path / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     return Source(path.resolve().name, rows, records, text)
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    try:
-        # The last line of a run that is being written, or was killed, may be half of one.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not readable as JSON: {error}") from error
+def _some(records: list[Record], path: Path) -> list[Record]:
+    """The same records; raises DataError where there are none, with what to do about it."""
+    if records:
+        return records
+    found = "nothing"
+    if path.exists():
+        found = listing(path) if path.is_dir() else "a file without results"
+    raise DataError(
+        f"{path}: expected a file of results, or a folder with metrics.jsonl or eval/*.jsonl in it, found "
+        f"{found}; {_remedy(path)}"
+    )
+
+
+def _remedy(path: Path) -> str:
+    run = run_folder(path)
+    if run is not None and run != path.resolve():
+        return f"it belongs to a run: navit-clip report {run}"
+    if run is not None:
+        return "training writes its first row after log_every steps"
+    if any((path / name).exists() for name in MODEL_FILES):
+        return f"navit-clip eval --model {path} … leaves results there"
+    return "navit-clip train leaves them in its run's folder, navit-clip eval in the model's"
 
 
 def _about(sources: Sequence[Source]) -> str:
@@ -154,6 +171,13 @@ def _figures(drawings: Sequence[Drawing]) -> str:
         f"<figure><figcaption>{html.escape(d.title)}</figcaption>{d.svg}</figure>" for d in drawings
     )
     return f'<div class="curves">{figures}</div>' if drawings else ""
+
+
+def _curves(source: Source) -> str:
+    figures = _figures(draw_curves(source.rows))
+    if not figures or not resumed_at(source.rows):
+        return figures
+    return f'<p class="note">Dotted lines: the run was resumed there.</p>{figures}'
 
 
 def _reliability(groups: Sequence[Group]) -> list[Drawing]:

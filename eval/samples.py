@@ -11,7 +11,7 @@ from eval.image_packs import Samples
 from navit_clip.batch import Sample
 from navit_clip.config import nearest
 from navit_clip.data.remote import RemoteConfig
-from navit_clip.data.samples import IMAGE_EXTENSIONS, check_caption_key, read_sample
+from navit_clip.data.samples import IMAGE_EXTENSIONS, check_caption_key, read_captions, read_sample
 from navit_clip.data.shards import find_shards
 from navit_clip.data.tar_index import OpenShard
 from navit_clip.errors import DataError, SampleError
@@ -52,6 +52,11 @@ class ShardSamples:
         shard, place = self._places[index]
         _, caption_key, labels, _ = self._arguments
         return read_sample(shard, place, caption_key, labels)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Those of a sample, for which its image is not read."""
+        caption_key = self._arguments[1]
+        return () if caption_key is None else read_captions(*self._places[index], caption_key)
 
     def fingerprint(self) -> str:
         return _digest([*self._arguments[1:3], *_states(self._files)])

@@ -6,7 +6,7 @@ state it leaves alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from eval.store import Store
 from eval.task_config import EvalConfig, TaskConfig
 from eval.views import View
 from eval.zero_shot import Outcomes, classification_chance, classification_metrics, classify, per_class_recall
+from navit_clip.config import nearest
 from navit_clip.data.remote import RemoteConfig, is_remote
+from navit_clip.data.shards import find_shards
 from navit_clip.distributed import World
 from navit_clip.errors import DataError
 
@@ -76,9 +78,9 @@ def open_classified_task(task: TaskConfig, remote: RemoteConfig | None = None) -
             names = read_names(Path(task.class_names), task.name, "class_names")
             return replace(data, space=data.space.renamed(names))
         return data
-    if task.is_official:
+    if task.is_official or (_lacks_folder(task) and not task.dataset.startswith("wds/")):
         official_classified.check_variant(task.name)
-    _check_is_there(task, official_classified.expected_layout)
+    _check_is_there(task, official_classified.OFFICIAL, official_classified.expected_layout)
     class_names = read_names(Path(task.class_names), task.name, "class_names") if task.class_names else ()
     return open_classified(task.path, task.split, task.label_key, class_names, remote)
 
@@ -87,21 +89,60 @@ def open_captioned_task(task: TaskConfig, remote: RemoteConfig | None = None) ->
     """The data set of a retrieval task."""
     if task.is_official and task.name in official_captioned.OFFICIAL:
         return official_captioned.open_official(task.name, Path(task.path), task.incomplete)
-    _check_is_there(task, official_captioned.expected_layout)
+    _check_is_there(task, official_captioned.OFFICIAL, official_captioned.expected_layout)
     return open_captioned(task.path, task.split, task.caption_key, remote)
 
 
-def _check_is_there(task: TaskConfig, expected_layout: Callable[[str], str]) -> None:
-    """Raises DataError where a folder is named, or only a name is given, and nothing is there."""
+def check_tasks(tasks: Sequence[TaskConfig], remote: RemoteConfig | None = None) -> None:
+    """Opens every data set and reads every template once: what is missing is known before a model is loaded.
+
+    Of data sets elsewhere only the names are looked up.
+
+    Raises:
+        ConfigError: as `evaluate` does.
+        DataError: likewise, but for what reading the samples shows.
+    """
+    for task in tasks:
+        if task.task == "zeroshot_classification":
+            load_templates(task.templates, task.name)
+        if is_remote(task.path):
+            find_shards([task.path], remote)
+        elif task.task == "zeroshot_classification":
+            open_classified_task(task, remote)
+        else:
+            open_captioned_task(task, remote)
+
+
+def _lacks_folder(task: TaskConfig) -> bool:
+    """Whether a task needs a folder, since it does not name shards, and none is there."""
     path = Path(task.path)
-    if path.exists() or is_remote(task.path) or path.suffix == ".tar" or set(task.path) & set("*?[{"):
+    names_shards = is_remote(task.path) or path.suffix == ".tar" or set(task.path) & set("*?[{")
+    return not (path.exists() or names_shards)
+
+
+def _check_is_there(task: TaskConfig, known: Collection[str], expected_layout: Callable[[str], str]) -> None:
+    """Raises DataError where a folder is named, or only a name is given, and nothing is there.
+
+    Args:
+        task: which.
+        known: names of data sets that its kind of task has.
+        expected_layout: what the folder of one of these should hold.
+    """
+    if not _lacks_folder(task):
         return
-    layout = expected_layout(task.name)
+    no_folder = f"no such folder: {Path(task.path).absolute()}"
     if task.dataset.startswith("wds/"):
-        layout = f"expected CLIP_benchmark's folder, with {task.split}/nshards.txt in it"
-    elif task.path == task.name:
-        layout += "; --dataset_root says where a data set lies"
-    raise DataError(f"{task.name}: no such folder: {path.absolute()}; {layout}")
+        raise DataError(
+            f"{task.name}: {no_folder}; expected CLIP_benchmark's folder, with {task.split}/nshards.txt in it"
+        )
+    is_by_name = task.path == task.name
+    hint = "; --dataset_root says where a data set lies" if is_by_name else ""
+    if task.name in known:
+        raise DataError(f"{task.name}: {no_folder}; {expected_layout(task.name)}{hint}")
+    if is_by_name and "/" not in task.name:
+        close = nearest(task.name, list(known))
+        raise DataError(f"{task.name}: {no_folder}, and no data set is known by this name; {close}{hint}")
+    raise DataError(f"{task.name}: {no_folder}")
 
 
 def _classify(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from eval.drawing import SERIES, Drawing, canvas
+from eval.drawing import INK, SERIES, Drawing, canvas
 
 MOST_POINTS = 400
 """Longer curves are drawn as means of neighbouring rows."""
@@ -41,8 +41,10 @@ QUANTITIES = (
     Quantity("loss", "Training loss", "sigmoid loss per pair (nats)"),
     Quantity("pairs_per_second", "Pairs per second", "pairs / s", limits=(0.0, None)),
     Quantity("tokens_per_second", "Tokens per second", "image and text tokens / s", limits=(0.0, None)),
+    Quantity("data_wait", "Waiting for data", "share of the time (%)", factor=100.0, limits=(0.0, None)),
     Quantity("fill", "Batch fill", "share of the token budget (%)", factor=100.0, limits=(0.0, 105.0)),
     Quantity("learning_rate", "Learning rate", "learning rate"),
+    Quantity("gradient_norm", "Gradient norm", "norm, before clipping", limits=(0.0, None)),
     Quantity("logit_scale", "Logit scale", "exp(t')"),
     Quantity("logit_bias", "Logit bias", "b"),
 )
@@ -55,25 +57,36 @@ HEADLINES = {
 
 
 def draw_curves(rows: Sequence[dict[str, Any]]) -> list[Drawing]:
-    """One figure per quantity of which the rows have two points or more, over the pairs seen."""
+    """One figure per quantity of which the rows have two points or more, over the pairs seen.
+
+    A dotted line stands where the run was resumed.
+    """
+    marks = resumed_at(rows)
     train = [row for row in rows if row["kind"] == "train"]
     validation = [row for row in rows if row["kind"] == "validation"]
-    drawings = [_draw_quantity(quantity, "training", train) for quantity in QUANTITIES]
+    drawings = [_draw_quantity(quantity, "training", train, marks) for quantity in QUANTITIES]
     loss = QUANTITIES[0]._replace(title="Validation loss")
-    drawings.insert(1, _draw_quantity(loss, "validation", validation))
+    drawings.insert(1, _draw_quantity(loss, "validation", validation, marks))
     scores = _score_curves([row for row in rows if row["kind"] == "eval"])
     return [drawing for drawing in drawings if drawing is not None] + [
-        _draw(title, "score (%)", curves) for title, curves in scores.items()
+        _draw(title, "score (%)", curves, marks) for title, curves in scores.items()
     ]
 
 
-def _draw_quantity(quantity: Quantity, label: str, rows: Sequence[dict[str, Any]]) -> Drawing | None:
+def resumed_at(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """The pairs that the run had seen each time that it was resumed."""
+    return sorted({row["pairs"] for row in rows if row["kind"] == "resumed"})
+
+
+def _draw_quantity(
+    quantity: Quantity, label: str, rows: Sequence[dict[str, Any]], marks: Sequence[int]
+) -> Drawing | None:
     """The curve of a quantity; nothing where one point is all that there is."""
     points = _points(rows, quantity)
     points = whole_windows(points) if label == "training" and len(points) else points
     if len(points) < 2:
         return None
-    return _draw(quantity.title, quantity.axis, [_curve(label, points)], quantity.limits)
+    return _draw(quantity.title, quantity.axis, [_curve(label, points)], marks, quantity.limits)
 
 
 def _score_curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[Curve]]:
@@ -125,6 +138,7 @@ def _draw(
     title: str,
     axis: str,
     curves: Sequence[Curve],
+    marks: Sequence[int],
     limits: tuple[float, float | None] | None = None,
 ) -> Drawing:
     with canvas(title, "pairs seen", axis) as drawn:
@@ -135,6 +149,8 @@ def _draw(
             )
             if curve.chance is not None:
                 drawn.axes.axhline(curve.chance, color=color, linestyle=(0, (2, 3)), linewidth=1)
+        for pairs in marks:
+            drawn.axes.axvline(pairs, color=INK, linestyle=(0, (1, 2)), linewidth=0.8)
         drawn.axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if limits is not None:
             drawn.axes.set_ylim(*limits)

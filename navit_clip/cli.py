@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import importlib.metadata
+import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +25,7 @@ COMMANDS = {
     "report": ("eval.report", "one HTML page of a run: curves, scores, pictures"),
 }
 
+OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -32,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
+    if arguments[0] == "--version":
+        print(_versions())
+        return 0
     command, *rest = arguments
     if command not in COMMANDS:
         print(f"error: no command {command!r}; {nearest(command, list(COMMANDS))}", file=sys.stderr)
@@ -41,11 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """What a command returns; 2, and a line on stderr, for unusable input; 130, and a line, for Ctrl-C."""
+    """What a command returns; 2, and a line on stderr, for unusable input; 130, and a line, for Ctrl-C.
+
+    Rights and full or read-only disks are the machine's, wherever they show: a line as well.
+    """
     try:
         return command()
     except NavitClipError as error:
         print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher sends it again to what is leaving
@@ -53,10 +69,24 @@ def exit_code(command: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
+def _versions() -> str:
+    """What a report of a fault should name: this package, PyTorch as it was built, Python."""
+    from torch import __version__ as torch_version  # takes a second, which other commands need not wait
+
+    package = importlib.metadata.version("navit-clip")
+    return f"navit-clip {package}, torch {torch_version}, Python {platform.python_version()}"
+
+
 def _usage() -> str:
     rows = [f"  {command:<10} {summary}" for command, (_, summary) in COMMANDS.items()]
     return "\n".join(
-        ["usage: navit-clip COMMAND …", "", *rows, "", "navit-clip COMMAND --help says more of each."]
+        [
+            "usage: navit-clip COMMAND …",
+            "",
+            *rows,
+            "",
+            "navit-clip COMMAND --help says more of each; navit-clip --version is for reports of faults.",
+        ]
     )
 
 

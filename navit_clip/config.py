@@ -5,7 +5,8 @@ from the defaults. Any mapping in a file may open with `from: other.yaml` (a pat
 or from the command line to the working folder): the other file is read there first, and the mapping's
 own keys then override it.
 
-Unknown keys and values of the wrong type are errors that name the dotted key and its nearest neighbours.
+Unknown keys and values of the wrong type are errors that name the dotted key and its nearest neighbours, all
+of a config at once.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def load_config(
     tree = _with_settings(tree, overrides)
     if section:
         tree = tree.get(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{where}: {section}: expected {_expected(schema)}, found {_found(tree)}")
     return build_config(schema, {**(usual or {}), **tree}, where)
 
 
@@ -63,19 +66,26 @@ def config_of(schema: type[Config], settings: Sequence[str], where: str) -> Conf
 
 
 def build_config(schema: type[Config], tree: dict[Any, Any], where: str) -> Config:
-    """Builds the dataclass `schema` from plain data; `where` names the source in errors."""
+    """Builds the dataclass `schema` from plain data; `where` names the source in errors.
+
+    All that is wrong is said at once: unknown keys, values of the wrong type and what is missing; where there
+    is nothing of that kind, every part that fails its own checks.
+    """
+    node = OmegaConf.structured(schema)
+    faults: Faults = {}
+    _assign(node, tree, "", faults)
     try:
-        node = OmegaConf.structured(schema)
-        _assign(node, tree, prefix="")
         OmegaConf.resolve(node)
-        missing = sorted(OmegaConf.missing_keys(node))
-        if missing:
-            raise ConfigError(f"{', '.join(missing)}: required, and not set")
-        config = _to_object(node, prefix="")
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        for name in sorted(OmegaConf.missing_keys(node) - set(faults)):
+            faults[name] = f"{name}: required, and not set"
     except InterpolationResolutionError as error:
-        raise ConfigError(f"{where}: {error.full_key}: {str(error).splitlines()[0]}") from error
+        faults[str(error.full_key)] = f"{error.full_key}: {str(error).splitlines()[0]}"
+    if not faults:
+        _check(node, "", faults)
+    if faults:
+        between = "\n  " if len(faults) > 1 else " "
+        raise ConfigError(between.join([f"{where}:", *faults.values()]))
+    config = OmegaConf.to_object(node)
     assert isinstance(config, schema)
     return config
 
@@ -182,64 +192,74 @@ def _parse_override(override: str) -> dict[Any, Any]:
     return _include(tree, folder=Path())
 
 
-def _assign(node: DictConfig, tree: dict[Any, Any], prefix: str) -> None:
-    """Writes plain data over a dataclass's defaults, key by key, so that every error has its dotted key."""
+Faults = dict[str, str]
+"""Dotted keys -> what is wrong with each, as an error says it."""
+
+
+def _assign(node: DictConfig, tree: dict[Any, Any], prefix: str, faults: Faults) -> None:
+    """Writes plain data over a dataclass's defaults, key by key, so that every fault has its dotted key."""
     hints = get_type_hints(OmegaConf.get_type(node))
     OmegaConf.set_readonly(node, False)  # frozen dataclasses come as read-only nodes
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise ConfigError(f"unknown key {name}; {nearest(str(key), list(hints))}")
+            faults[name] = f"unknown key {name}; {nearest(str(key), list(hints))}"
+            continue
         schema = _dataclass_of(hints[key])
         if schema and isinstance(value, dict):
             if OmegaConf.is_missing(node, key) or node[key] is None:
                 node[key] = OmegaConf.structured(schema)
-            _assign(node[key], value, prefix=f"{name}.")
+            _assign(node[key], value, f"{name}.", faults)
             continue
-        data = _elements(hints[key], value, name)
+        data = _elements(hints[key], value, name, faults)
         try:
             OmegaConf.update(node, str(key), data, merge=False)
-        except (OmegaConfBaseException, TypeError) as error:
+        except (OmegaConfBaseException, TypeError):
             wanted = f"{name}: expected {_expected(hints[key])}, found {_found(value)}"
             if isinstance(value, str) and _is_list(hints[key]):
                 wanted += f"; write {key}: [{value}], or on a command line '{name}=[\"{value}\"]'"
-            raise ConfigError(wanted) from error
+            faults[name] = wanted
 
 
-def _elements(hint: Any, value: Any, name: str) -> Any:
+def _elements(hint: Any, value: Any, name: str, faults: Faults) -> Any:
     """Builds the dataclasses that a list or mapping holds; any other value comes back as it is."""
     schema = next(filter(None, map(_dataclass_of, get_args(hint))), None)
     if schema and get_origin(hint) is dict and isinstance(value, dict):
-        return {key: _element(schema, data, f"{name}.{key}") for key, data in value.items()}
+        return {key: _element(schema, data, f"{name}.{key}", faults) for key, data in value.items()}
     if schema and get_origin(hint) in (list, tuple) and isinstance(value, list):
-        return [_element(schema, data, f"{name}[{index}]") for index, data in enumerate(value)]
+        return [_element(schema, data, f"{name}[{index}]", faults) for index, data in enumerate(value)]
     return value
 
 
-def _element(schema: type, data: Any, name: str) -> DictConfig:
-    if not isinstance(data, dict):
-        raise ConfigError(f"{name}: expected {_expected(schema)}, found {_found(data)}")
+def _element(schema: type, data: Any, name: str, faults: Faults) -> DictConfig:
     node = OmegaConf.structured(schema)
-    _assign(node, data, prefix=f"{name}.")
+    if isinstance(data, dict):
+        _assign(node, data, f"{name}.", faults)
+    else:
+        faults[name] = f"{name}: expected {_expected(schema)}, found {_found(data)}"
     return node
 
 
-def _to_object(node: Any, prefix: str) -> Any:
+def _check(node: Any, prefix: str, faults: Faults) -> None:
     """Makes the dataclasses from the inside out, so that a failed check is reported under its own key."""
+    name = prefix.removesuffix(".")
     if isinstance(node, float) and not math.isfinite(node):  # NaN would pass every check for a range
-        raise ConfigError(f"{prefix.removesuffix('.')}: expected a finite number, found {node}")
+        faults[name] = f"{name}: expected a finite number, found {node}"
     if not isinstance(node, Container):
-        return node
+        return
+    before = len(faults)
     if isinstance(node, DictConfig):
         for key in node:
-            _to_object(node[key], prefix=f"{prefix}{key}.")
+            _check(node[key], f"{prefix}{key}.", faults)
     else:
         for index, item in enumerate(node):
-            _to_object(item, prefix=f"{prefix.removesuffix('.')}[{index}].")
+            _check(item, f"{name}[{index}].", faults)
+    if len(faults) > before:
+        return
     try:
-        return OmegaConf.to_object(node)
+        OmegaConf.to_object(node)
     except ConfigError as error:
-        raise ConfigError(f"{prefix}{error}") from error
+        faults[name] = f"{prefix}{error}"
 
 
 def _dataclass_of(hint: Any) -> type | None:

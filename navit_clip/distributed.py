@@ -7,7 +7,7 @@ exchange of rows takes uneven counts.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-from navit_clip.errors import ConfigError
+from navit_clip.errors import ConfigError, NavitClipError
 
 T = TypeVar("T")
 
@@ -78,6 +78,20 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What the main rank makes, on every rank; where it fails, all do, so that none waits. It pickles."""
+        made: Any = None
+        error: NavitClipError | None = None
+        if self.is_main:
+            try:
+                made = work()
+            except NavitClipError as raised:
+                error = raised
+        made, error = self.gather_objects((made, error))[0]
+        if error is not None:
+            raise error
+        return made
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, elementwise; no gradient."""

@@ -23,7 +23,7 @@ from navit_clip.data.patches import image_patches
 from navit_clip.data.remote import is_remote
 from navit_clip.distributed import World
 from navit_clip.embedding_sources import CaptionSource, ImageSource
-from navit_clip.errors import ConfigError, DataError, NavitClipError, SampleError
+from navit_clip.errors import ConfigError, DataError, SampleError
 from navit_clip.pretrained import NavitClip
 from navit_clip.remote_option import add_remote_option, remote_config
 from navit_clip.settings_hash import settings_hash
@@ -32,6 +32,7 @@ from navit_clip.vector_files import (
     Vectors,
     begin,
     check_format,
+    check_place,
     missing_parts,
     read_description,
     read_faults,
@@ -63,6 +64,7 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
     if arguments.num_workers < 0:
         raise ConfigError(f"--num-workers: expected at least 0, found {arguments.num_workers}")
     check_format(arguments.format)
+    world.from_main(lambda: check_place(arguments.out))
     is_images = arguments.images is not None
     if is_images:
         _check_apart(arguments.out, arguments.images, "a folder", "found one inside")
@@ -91,7 +93,7 @@ def _embed(arguments: argparse.Namespace, world: World) -> None:
         dim=model.towers.embedding_dim,
         format=arguments.format,
     )
-    _begin_together(arguments.out, description, world)
+    world.from_main(lambda: begin(arguments.out, description))
     num_made = 0
     missing = missing_parts(arguments.out, description)
     world.barrier()  # every rank has looked before any writes
@@ -123,19 +125,6 @@ def _check_apart(out: Path, source: Sequence[str], what: str, found: str) -> Non
     for name in source:
         if Path(name).is_dir() and out.resolve().is_relative_to(Path(name).resolve()):
             raise ConfigError(f"{out}: expected {what} outside of the images in {name}, {found}")
-
-
-def _begin_together(folder: Path, description: Description, world: World) -> None:
-    """`begin` on one rank; what it raises, all raise, so that none waits for the others."""
-    fault = None
-    if world.is_main:
-        try:
-            begin(folder, description)
-        except NavitClipError as error:
-            fault = error
-    fault = world.gather_objects(fault)[0]
-    if fault is not None:
-        raise fault
 
 
 def embed_images(

@@ -151,7 +151,11 @@ class HuggingFaceTokenizer:
         try:
             backend = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: no tokenizer that transformers can read: {error}") from error
+            why = str(error).splitlines()[0].rstrip(": ")
+            raise CheckpointError(
+                f"{folder}: no tokenizer that transformers can read: {why}; found "
+                f"{', '.join(sorted(path.name for path in folder.iterdir())) or 'an empty folder'}"
+            ) from error
         end = backend.eos_token_id if backend.eos_token_id is not None else backend.sep_token_id
         if end is None:
             raise ConfigError(f"{folder}: this tokenizer has neither an end nor a separator token")

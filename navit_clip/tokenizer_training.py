@@ -25,6 +25,9 @@ def main(argv: list[str]) -> int:
             f"{arguments.out}: expected a folder that is empty or absent; models that were trained with the "
             "tokenizer in it need that one. --overwrite replaces it"
         )
+    there = next(parent for parent in arguments.out.absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{arguments.out}: expected a folder to write, after the shards; {there} is a file")
     samples = read_samples(arguments.shards, arguments.caption_key, remote=remote_config(arguments.remote))
     templates = arguments.template or ["{}"]
     for template in templates:

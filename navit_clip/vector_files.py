@@ -9,6 +9,7 @@ FOLDER/part-00000.parquet       the same in one file, where Parquet was asked fo
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -135,11 +136,7 @@ def begin(folder: Path, description: Description) -> None:
                 "folder, or remove this one"
             )
         return
-    begun = f".{DESCRIPTION}"  # by a run that was killed as it wrote it
-    if folder.exists() and (not folder.is_dir() or any(path.name != begun for path in folder.iterdir())):
-        raise ConfigError(
-            f"{folder}: expected a folder of vectors to go on with, or nothing, found {listing(folder)}"
-        )
+    check_place(folder)
     partial = path.with_name(f".{path.name}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +145,21 @@ def begin(folder: Path, description: Description) -> None:
         partial.rename(path)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def check_place(folder: Path) -> None:
+    """Raises ConfigError where vectors cannot come to be: something else is there, or nothing can be."""
+    begun = f".{DESCRIPTION}"  # by a run that was killed as it wrote it
+    if (folder / DESCRIPTION).exists():
+        return
+    if folder.exists() and (not folder.is_dir() or any(path.name != begun for path in folder.iterdir())):
+        raise ConfigError(
+            f"{folder}: expected a folder of vectors to go on with, or nothing, found {listing(folder)}"
+        )
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "cannot be written" if there.is_dir() else "is a file"
+        raise ConfigError(f"{folder}: cannot come to be there: {there} {what}")
 
 
 def read_description(folder: Path) -> Description:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def save_weights(
     tokens_per_image: int | None = None,
 ) -> None:
     """`save_model` for weights that were gathered from elsewhere than a whole model on one device."""
-    with whole_folder(folder, replaces=lambda path: (path / CONFIG_FILE).exists()) as partial:
+    with whole_folder(folder, replaces=is_model_folder) as partial:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
         save_config(config, partial / CONFIG_FILE)
@@ -106,12 +107,7 @@ def whole_folder(folder: Path, replaces: Callable[[Path], bool]) -> Iterator[Pat
     replaced = folder.with_name(f".{folder.name}.replaced")
     if replaced.exists() and not folder.exists():  # killed between the two renames below
         replaced.rename(folder)
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and not replaces(folder):
-        raise CheckpointError(
-            f"{folder}: expected nothing there, or an earlier folder of the same kind to replace, "
-            f"found {listing(folder)}"
-        )
+    check_place(folder, replaces)
     _keep_results(replaced, folder)  # killed after them
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -129,6 +125,30 @@ def whole_folder(folder: Path, replaces: Callable[[Path], bool]) -> Iterator[Pat
     partial.rename(folder)
     _keep_results(replaced, folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_place(folder: Path, replaces: Callable[[Path], bool]) -> None:
+    """Whether `whole_folder` can write there; for those who want to know before a model is loaded.
+
+    Raises:
+        CheckpointError: something of another kind is in the way, or nothing can be written there.
+    """
+    folder = folder.resolve()
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not replaces(folder):
+        raise CheckpointError(
+            f"{folder}: expected nothing there, or an earlier folder of the same kind to replace, "
+            f"found {listing(folder)}"
+        )
+    there = next(parent for parent in folder.parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "cannot be written" if there.is_dir() else "is a file"
+        raise CheckpointError(f"{folder}: cannot come to be there: {there} {what}")
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder is one of ours, which another model may replace."""
+    return (folder / CONFIG_FILE).exists()
 
 
 def _keep_results(replaced: Path, folder: Path) -> None:

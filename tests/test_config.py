@@ -171,6 +171,47 @@ def test_a_mistake_is_named_by_its_dotted_key(tree, message):
     assert str(caught.value).startswith(f"run.yaml: {message}")
 
 
+def test_all_mistakes_are_told_at_once():
+    tree = {"imagee": {}, "image": {"widht": 3, "kind": "abs"}, "towers": [{"rate": "high"}, 3], "sides": [1]}
+    with pytest.raises(ConfigError) as caught:
+        build_config(Task, tree, "run.yaml")
+    assert str(caught.value).split("\n  ") == [
+        "run.yaml:",
+        "unknown key imagee; did you mean image?",
+        "unknown key image.widht; did you mean width?",
+        "image.kind: expected 'absolute' or 'fractional', found 'abs'",
+        "unknown key towers; known: shards, image",
+        "unknown key sides; did you mean shards?",
+        "shards: required, and not set",
+    ]
+    del tree["imagee"], tree["image"]
+    with pytest.raises(ConfigError) as caught:
+        build_config(Run, tree, "run.yaml")
+    assert str(caught.value).split("\n  ") == [
+        "run.yaml:",
+        "towers[0].rate: expected float, found 'high'",
+        "towers[1]: expected a mapping (width, kind, rate), found 3",
+        "sides: expected a list of 2: int, int, found [1]",
+    ]
+
+
+def test_what_is_wrong_is_not_said_to_be_missing_too():
+    with pytest.raises(ConfigError, match=r"^run\.yaml: shards: expected str, found a mapping$"):
+        build_config(Task, {"shards": {}}, "run.yaml")
+
+
+def test_all_failed_checks_are_told_at_once():
+    tree = {"image": {"width": 0, "rate": float("nan")}, "towers": [{"width": -1}], "teacher": {"width": -2}}
+    with pytest.raises(ConfigError) as caught:
+        build_config(Run, tree, "run.yaml")
+    assert str(caught.value).split("\n  ") == [
+        "run.yaml:",
+        "image.rate: expected a finite number, found nan",
+        "towers[0].width: expected at least 1, found -1",
+        "teacher.width: expected at least 1, found -2",
+    ]
+
+
 @pytest.mark.parametrize(
     ("tree", "place"),
     [

@@ -92,7 +92,8 @@ class RunConfig:
         if self.schedule.warmup_pairs >= self.pairs:
             raise ConfigError(
                 f"schedule.warmup_pairs: expected fewer than pairs ({self.pairs}), "
-                f"found {self.schedule.warmup_pairs}; a shorter run needs a shorter warm-up"
+                f"found {self.schedule.warmup_pairs}; a shorter run needs a shorter warm-up, such as "
+                f"schedule.warmup_pairs={self.pairs // 20}"
             )
         changing = self.schedule.warmup_pairs + self.schedule.cooldown_pairs
         if changing > self.pairs:

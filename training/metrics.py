@@ -23,6 +23,7 @@ from navit_clip.batch import Batch
 from navit_clip.data import TrainLoader
 from navit_clip.data.counts import total_by_source, total_counts
 from navit_clip.distributed import World
+from navit_clip.json_lines import read_json_lines
 from training.checkpoint import Progress
 from training.config import RunConfig
 from training.gradient import Contrast
@@ -187,6 +188,12 @@ class Recorder:
             self.say(train_line(row, self._total_pairs, self._world))
             self._compare_epoch(row)
 
+    def resumed(self, progress: Progress) -> None:
+        """A row where the run goes on from a checkpoint; the curves have a mark there."""
+        if self._is_main:
+            at = {"step": progress.step, "pairs": progress.pairs, "ranks": self._world.size}
+            self._append({"kind": "resumed", **at})
+
     def score(self, kind: str, row: dict[str, Any]) -> None:
         """A validation or evaluation result."""
         if self._is_main:
@@ -219,10 +226,13 @@ class Recorder:
             )
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"kind": kind, **row}) + "\n")
+        self._append({"kind": kind, **row})
         for name, value in _numbers(row).items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, row["step"])
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self._metrics.open("a") as file:
+            file.write(_line(row))
 
 
 def train_line(row: dict[str, Any], total_pairs: int, world: World) -> str:
@@ -256,24 +266,19 @@ def _forget_rows_after(metrics: Path, step: int, finished: bool) -> list[dict[st
     """Returns the rows that stay."""
     if not metrics.exists():
         return []
-    lines = metrics.read_text().splitlines(keepends=True)
-    rows = [(line, row) for line in lines if (row := _row_of(line)) is not None]
     kept = [
-        (line, row)
-        for line, row in rows
-        if row["step"] < step or (row["step"] == step and (row["kind"] == "train" or not finished))
+        row
+        for row in read_json_lines(metrics)
+        if row["step"] < step
+        or (row["step"] == step and (row["kind"] in ("train", "resumed") or not finished))
     ]
-    if len(kept) < len(lines):
+    text = "".join(_line(row) for row in kept)
+    if text.encode() != metrics.read_bytes():
         partial = metrics.with_name(f".{metrics.name}.partial")
-        partial.write_text("".join(line for line, _ in kept))
+        partial.write_text(text)
         partial.replace(metrics)
-    return [row for _, row in kept]
+    return kept
 
 
-def _row_of(line: str) -> dict[str, Any] | None:
-    """None for a line that a kill or a power cut left half written, or not at all."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return row if line.endswith("\n") and isinstance(row, dict) else None
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"

@@ -15,7 +15,7 @@ from torch import Tensor
 from navit_clip.config import load_config
 from navit_clip.data import TrainLoader, deal_again
 from navit_clip.distributed import World
-from navit_clip.errors import CheckpointError, NavitClipError
+from navit_clip.errors import CheckpointError
 from navit_clip.model import ClipConfig, TwoTowers
 from navit_clip.tokenizer import Tokenizer, load_tokenizer, same_tokenizer
 from navit_clip.weights import CONFIG_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, config_differences
@@ -41,7 +41,7 @@ class Checkpoint:
         """
         try:
             record = opened((folder / RECORD).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(f"{folder}: not a checkpoint: there is no {RECORD} in it") from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder}: not whole: {RECORD}: {error}") from error
@@ -146,16 +146,7 @@ def find_checkpoint(run: Path, asked: str, world: World) -> Found:
     Raises:
         CheckpointError: there is none, or it is not whole; for `auto`, none of those that there are is.
     """
-    found: Found | NavitClipError = CheckpointError("not looked for")
-    if world.is_main:
-        try:
-            found = _find(run, asked)
-        except NavitClipError as error:
-            found = error
-    found = world.gather_objects(found)[0]
-    if isinstance(found, NavitClipError):
-        raise found
-    return found
+    return world.from_main(lambda: _find(run, asked))
 
 
 def _find(run: Path, asked: str) -> Found:

@@ -7,32 +7,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from eval.model import PackedModel
 from eval.tasks import evaluate
 from navit_clip.cli import exit_code
-from navit_clip.config import changed_settings, load_config, save_config
-from navit_clip.data import Faults, TrainLoader, find_shards, validation_batches
+from navit_clip.config import load_config, save_config
+from navit_clip.data import Faults, TrainLoader, validation_batches
 from navit_clip.data.counts import counts_line
 from navit_clip.distributed import World
-from navit_clip.errors import CheckpointError, ConfigError, DataError
+from navit_clip.errors import CheckpointError, DataError
 from navit_clip.model import TwoTowers, choose_backend
-from navit_clip.run_settings import RUN_CONFIG_FILE, run_folder
+from navit_clip.run_settings import RUN_CONFIG_FILE
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
 from training.checkpoint import LATEST, CheckpointWriter, Progress, go_back_to
 from training.config import RunConfig, add_run_arguments
 from training.engine import Engine
 from training.initial_weights import load_initial_weights
+from training.lock import run_lock
 from training.loop import End, train
 from training.metrics import Recorder
 from training.optimizer import freeze_towers, make_optimizer
 from training.resume import find_checkpoint
+from training.startup import changes, check_folder, check_settings, naming, remarks
 from training.stop import STOPPED, StopRequest
 from training.validation import validation_loss
 
@@ -61,9 +61,14 @@ def run_training(
     Raises:
         NavitClipError: the config, the data or the checkpoint cannot be used; says what and where.
     """
-    stop = stop or StopRequest()
     run = Path(config.folder)
-    _check_folder(run)
+    check_folder(run)
+    with run_lock(run, world) as unlocked:
+        return _run(config, world, resume, stop or StopRequest(), unlocked)
+
+
+def _run(config: RunConfig, world: World, resume: str | None, stop: StopRequest, unlocked: str) -> End:
+    run = Path(config.folder)
     checkpoint, passed_over = (None, []) if resume is None else find_checkpoint(run, resume, world)
     own = checkpoint is not None and run.resolve() in checkpoint.folder.resolve().parents
     if (run / "checkpoints" / LATEST).exists() and not own:
@@ -71,13 +76,9 @@ def run_training(
             f"{run}: holds a run already; go on with --resume latest, or set another folder="
         )
     tokenizer = load_tokenizer(config.tokenizer)
-    _check_vocabulary(config, tokenizer)
-    if config.validation.data.shards:
-        # An error now, rather than at the first validation.
-        with _naming("validation.data.shards"):
-            find_shards(config.validation.data.shards, config.data.remote)
+    check_settings(config, tokenizer)
     backend = choose_backend(config.attention, world.device, config.engine.compute_dtype)
-    with _naming("data.shards"):
+    with naming("data.shards", DataError):
         loader = TrainLoader(
             config.data,
             tokenizer,
@@ -113,16 +114,17 @@ def run_training(
             origin += f", where the rows of its first {progress.step} steps stay"
 
     at_its_end = progress.pairs >= config.pairs
-    changes = []
+    changed = []
     if world.is_main:
         if checkpoint is not None:
-            changes = list(_changes(checkpoint.folder, config))
-        run.mkdir(parents=True, exist_ok=True)
+            changed = list(changes(checkpoint.folder, config))
         if not (at_its_end and (run / RUN_CONFIG_FILE).exists()):
             save_config(config, run / RUN_CONFIG_FILE)
         if checkpoint is not None and own:
             go_back_to(checkpoint.folder)
     recorder = Recorder(run, progress, config, world)
+    if unlocked:
+        recorder.say(unlocked)
     for reason in passed_over:
         recorder.say(f"passed over: {reason}")
     recorder.say(
@@ -131,12 +133,14 @@ def run_training(
         f"{config.engine.precision} on {world.size} x {world.device.type}, {backend} attention, "
         f"{origin or 'from the start'}"
     )
-    for change in changes:
+    for change in changed:
         recorder.say(f"changed since it was saved: {change}")
-    for remark in _remarks(config, tokenizer):
+    for remark in remarks(config, tokenizer):
         recorder.say(remark)
     if at_its_end:
         recorder.say(f"already at its end, {progress.pairs} of {config.pairs} pairs: only evaluated again")
+    elif checkpoint is not None:
+        recorder.resumed(progress)
     try:
         with CheckpointWriter(
             run, config.checkpoint, config.model, tokenizer, world, recorder.say, stop.ask
@@ -196,61 +200,6 @@ def _evaluate(
 
 
 _EVAL_ROW = ("dataset", "task", "metrics", "chance", "num_samples", "skipped", "tokens_per_image")
-
-
-def _check_folder(run: Path) -> None:
-    """Before anything is built: whether the run's folder is there or can be made."""
-    there = next(path for path in (run, *run.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigError(f"folder: expected a folder for the run, or nothing yet, found a file: {there}")
-    try:  # rights, quotas and read-only disks: what they allow is known by trying
-        for folder in filter(Path.exists, (there, run / "checkpoints")):
-            with TemporaryDirectory(dir=folder, prefix=".writable-"):
-                pass
-        for file in filter(Path.exists, (run / name for name in _WRITTEN)):
-            file.open("a").close()
-    except OSError as error:
-        raise ConfigError(
-            f"folder: expected one that can be written, found {run}: {error.filename}: {error.strerror}"
-        ) from error
-
-
-_WRITTEN = (RUN_CONFIG_FILE, "out.log", "metrics.jsonl")
-
-
-def _changes(checkpoint: Path, config: RunConfig) -> Iterator[str]:
-    """Every setting that is not as the run that a checkpoint belongs to was started with."""
-    if run := run_folder(checkpoint):
-        yield from changed_settings(run / RUN_CONFIG_FILE, config)
-
-
-@contextmanager
-def _naming(setting: str) -> Iterator[None]:
-    """Says which setting it is that names shards which cannot be found."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{setting}: {error}") from error
-
-
-def _remarks(config: RunConfig, tokenizer: Tokenizer) -> Iterator[str]:
-    """What is no error, and better known before a run than after it."""
-    size, used = config.model.text.vocab_size, tokenizer.vocab_size
-    if size > used:
-        yield (
-            f"model.text.vocab_size: {size}, and the tokenizer has {used} tokens: "
-            f"{1 - used / size:.0%} of the token embedding is not used"
-        )
-    if config.optimizer.kind == "muon":
-        yield "optimizer.kind: DeepSpeed compiles muon at the first step: 20 seconds and more on CPUs"
-
-
-def _check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
-    if tokenizer.vocab_size > config.model.text.vocab_size:
-        raise ConfigError(
-            f"model.text.vocab_size: expected at least {tokenizer.vocab_size}, the tokens of "
-            f"{config.tokenizer}, found {config.model.text.vocab_size}"
-        )
 
 
 def _say_counts(loader: TrainLoader, recorder: Recorder, world: World) -> None:

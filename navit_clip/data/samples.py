@@ -110,11 +110,24 @@ def read_sample(
     return Sample(key, image, captions, chances, _label(key, members) if labels else None)
 
 
+def read_captions(shard: OpenShard, index: int, caption_key: str) -> tuple[str, ...]:
+    """The captions of one sample alone, whether or not it has an image.
+
+    Raises:
+        SampleError: no, empty, overlong or undecodable captions.
+    """
+    members = shard.read(index, _wanted_captions((caption_key,)).__contains__)
+    return _captions_at(shard.key(index), members, caption_key)
+
+
 @cache
 def _wanted(caption_keys: tuple[str, ...], labels: bool) -> frozenset[str]:
     """The extensions of the files that a sample is read from."""
-    captions = (name.partition(".")[0] for name in caption_keys)
-    return frozenset((*IMAGE_EXTENSIONS, *captions, *(["cls"] if labels else [])))
+    return frozenset((*IMAGE_EXTENSIONS, *_wanted_captions(caption_keys), *(["cls"] if labels else [])))
+
+
+def _wanted_captions(caption_keys: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(name.partition(".")[0] for name in caption_keys)
 
 
 def check_caption_key(caption_key: str | None) -> None:

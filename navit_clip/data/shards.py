@@ -101,7 +101,9 @@ def _expand(pattern: str, remote: RemoteConfig) -> list[str]:
     found = [(name, find_remote(name, remote) if is_remote(name) else _match(name)) for name in names]
     missing = [name for name, paths in found if not paths]
     if missing and len(missing) == len(names):
-        looked = "" if is_remote(missing[0]) else f" (looked in {os.getcwd()})"
+        looked = "" if is_remote(missing[0]) or os.path.isabs(missing[0]) else f" (looked in {os.getcwd()})"
+        if os.path.isdir(missing[0]):
+            looked = " (a folder without .tar files)"
         raise DataError(f"no shard matches {pattern!r}{looked}")
     if missing:
         raise DataError(

@@ -20,6 +20,7 @@ from navit_clip.run_settings import run_folder
 from navit_clip.weights import (
     TOKENS_PER_IMAGE,
     LoadedModel,
+    check_place,
     load_model,
     resolve_model_folder,
     usual_tokens,
@@ -43,8 +44,10 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--tokens-per-image: expected at least 1, found {arguments.tokens_per_image}")
     if arguments.push is not None:
         check_push(arguments.push)
-    loaded = load_model(resolve_model_folder(arguments.run))
+    model_folder = resolve_model_folder(arguments.run)
+    check_place(arguments.folder, replaces=has_card)
     examples = find_examples(arguments.images, arguments.run)
+    loaded = load_model(model_folder)
     tokens_per_image = arguments.tokens_per_image or usual_tokens(arguments.run) or TOKENS_PER_IMAGE
     with quiet_transformers():
         facts = CardFacts(

@@ -38,7 +38,9 @@ from navit_clip.model import ClipConfig, TwoTowers
 from navit_clip.tokenizer import Cleaning, OpenClipTokenizer, PaddedTokenizer, Tokenizer, load_tokenizer
 from navit_clip.weights import (
     LoadedModel,
+    check_place,
     check_weights,
+    is_model_folder,
     listing,
     save_model,
     usual_tokens,
@@ -66,6 +68,7 @@ class ImportedModel(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Imports, verifies, and says what was compared."""
     arguments = _parser().parse_args(argv)
+    check_place(arguments.out, replaces=is_model_folder)
     with quiet_transformers():
         imported = import_folder(
             arguments.folder, arguments.allow_pickle, arguments.tanh_gelu, arguments.captions
@@ -98,7 +101,8 @@ def import_folder(
             lists what is wrong.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
+        found = "found a file" if folder.exists() else "no such folder"
+        raise CheckpointError(f"{folder}: {found} (expected a transformers or an open_clip folder)")
     if (folder / open_clip_format.CONFIG_FILE).exists():
         return _import_open_clip(folder, allow_pickle, tanh_gelu)
     if not (folder / CONFIG_FILE).exists():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from navit_clip.json_lines import read_json_lines
 from navit_clip.run_settings import RunSettings, run_folder
 from navit_clip.weights import RESULTS_FOLDER, resolve_model_folder
 
@@ -64,6 +65,7 @@ def read_run_facts(path: Path, weights: str) -> RunFacts:
 
     Raises:
         ConfigError: the run's config.yaml cannot be read, or says what cannot be.
+        DataError: its metrics or a file of results is not what it should be.
     """
     run = run_folder(path)
     settings = RunSettings(run) if run else None
@@ -99,7 +101,7 @@ def _during(run: Path, path: Path) -> Iterator[dict[str, Any]]:
     metrics = run / "metrics.jsonl"
     if step is None or not metrics.exists():
         return
-    for row in _rows(metrics):
+    for row in read_json_lines(metrics):
         if "dataset" in row and "metrics" in row and str(row.get("step")) == step[1]:
             yield row
 
@@ -108,18 +110,7 @@ def _afterwards(places: Iterable[Path], weights: str) -> Iterator[dict[str, Any]
     """What `navit-clip eval` found of these weights, the newest file last."""
     files = [file for place in places for file in (place / RESULTS_FOLDER).glob("*.jsonl")]
     for file in sorted(files, key=lambda path: path.stat().st_mtime):
-        yield from (record for record in _rows(file) if record.get("weights") == weights)
-
-
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Of JSON lines; not one that is empty, or half written by a run that was killed or still goes on."""
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            yield row
+        yield from (record for record in read_json_lines(file) if record.get("weights") == weights)
 
 
 def _shown(value: Any) -> str:

@@ -4,12 +4,13 @@ import pytest
 
 from eval.evaluate import _config, _parser, main
 from eval.records import read_records
-from navit_clip.errors import ConfigError, DataError
+from navit_clip.errors import ConfigError, DataError, NavitClipError
 from navit_clip.model import ClipConfig, ImageTowerConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import train_tokenizer
 from navit_clip.weights import save_model
 from tests.eval_builders import write_labelled
 
+NAMED = ["--dataset", "IMAGES", "--task", "zeroshot_classification", "--label_key", "json.kind"]
 COSTS = ["--tokens_per_image", "9", "--token_budget", "64", "--num_workers", "0"]
 
 
@@ -49,7 +50,7 @@ def test_named_data_set_by_flags(run_folder, shard, capsys):
 
 
 def test_a_suite_without_a_number_of_patches_takes_the_model_s(tmp_path):
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("evaluation: {tokens_per_image: 36}")
     task = "{dataset: a, dataset_root: x.tar, task: zeroshot_retrieval}"
     for name, own in (("without", ""), ("with", "tokens_per_image: 49\n")):
@@ -95,6 +96,37 @@ def test_shards_elsewhere_are_fetched_as_asked(run_folder, shard, tmp_path):
         main(flags)
     assert main([*flags, "--remote", "pipe_commands=[cat]", f"cache={tmp_path / 'cache'}"]) == 0
     assert list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "absent.tar", "--task", "zeroshot_retrieval"], "no shard matches 'absent.tar'"),
+        (["--dataset", "objectnet", "--task", "zeroshot_classification"], "three scoring protocols"),
+        (["--dataset", "absent", "--task", "zeroshot_retrieval"], "absent: no such folder: /"),
+        (
+            ["--dataset", "IMAGES", "--task", "zeroshot_classification"],
+            "class_names: .* has no classnames.txt",
+        ),
+        (
+            [*NAMED, "--custom_classname_file", "absent.txt"],
+            "class_names: no such file: absent.txt",
+        ),
+        ([*NAMED, "--custom_template_file", "a photo"], "templates: 'a photo' has no {}"),
+        ([*NAMED, "--output", "BROKEN"], "broken.jsonl, line 1: expected a JSON object"),
+        (["--dataset", "pipe:cat x.tar", "--task", "zeroshot_retrieval"], r"remote\.pipe_commands allows"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(
+    run_folder, shard, tmp_path, monkeypatch, flags, message
+):
+    monkeypatch.setattr("eval.evaluate.load_judged", None)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("no result\n{}\n")
+    names = {"IMAGES": shard, "BROKEN": str(broken)}
+    with pytest.raises(NavitClipError, match=message):
+        main(["--model", str(run_folder), *(names.get(flag, flag) for flag in flags)])
+    assert broken.read_text() == "no result\n{}\n"
 
 
 def test_an_evaluation_that_fails_leaves_no_empty_folder(run_folder, tmp_path):

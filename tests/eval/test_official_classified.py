@@ -225,7 +225,7 @@ def test_a_name_that_leaves_the_scoring_open_is_refused(tmp_path):
 def test_a_name_and_nothing_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expected = {
-        "imagenet-s": r"/imagenet-s; did you mean imagenet-.*; --dataset_root says where",
+        "imagenet-s": r"/imagenet-s, and no data set is known by this .*mean imagenet-.*; --dataset_root",
         "imagenet1k": r"/imagenet1k; expected a folder with n01440764 or val/n01440764 or .*; --dataset_root",
         "imagenetv2-threshold0.7": r"expected a folder with 0 or imagenetv2-threshold0\.7-format-val/0 and",
         "wds/imagenet1k": r"expected CLIP_benchmark's folder, with test/nshards\.txt in it$",
@@ -239,8 +239,17 @@ def test_a_name_and_nothing_there(tmp_path, monkeypatch):
 def test_a_root_that_is_not_there(tmp_path, name):
     place = tmp_path / "absent"
     task = TaskConfig(dataset=name, dataset_root=str(place), task="zeroshot_classification")
-    with pytest.raises(DataError, match=f"no such folder: {place}; "):
+    with pytest.raises(DataError, match=f"no such folder: {place}(; expected |$)"):
         open_classified_task(task)
+
+
+def test_a_name_that_leaves_the_scoring_open_is_told_before_its_root(tmp_path):
+    task = {"task": "zeroshot_classification", "dataset_root": str(tmp_path / "absent")}
+    with pytest.raises(ConfigError, match="objectnet has three scoring protocols"):
+        open_classified_task(TaskConfig(dataset="objectnet", **task))
+    shards = {**task, "dataset_root": str(tmp_path / "*.tar")}
+    with pytest.raises(DataError, match="no shard matches"):
+        open_classified_task(TaskConfig(dataset="objectnet", label_key="json.kind", **shards))
 
 
 def test_names_of_an_official_data_set_in_another_order_are_refused(imagenette, tmp_path):

@@ -19,6 +19,9 @@ def record(dataset: str, acc1: float, tokens: int = 256) -> dict:
         "pretrained": "p",
         "task": "t",
         "metrics": {"acc1": acc1},
+        "chance": {},
+        "num_samples": 1,
+        "notes": [],
         "language": "en",
         "protocol": protocol,
     }
@@ -50,9 +53,36 @@ def test_one_object_over_several_lines_is_a_result_too(tmp_path):
     assert read_records(path) == [record("a", 0.1)]
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"dataset": "a"}', "3"])
-def test_what_is_no_result(tmp_path, content):
+def test_a_name_with_a_line_separator_breaks_no_file(tmp_path):
+    path = tmp_path / "results.jsonl"
+    results = [record("a\u2028b", 0.1), record("c", 0.2)]
+    for result in results:
+        write_record(result, path)
+    assert read_records(path) == results
+
+
+def test_a_result_that_was_cut_off_is_left_out_and_one_amid_others_is_an_error(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write_record(record("a", 0.1), path)
+    with path.open("a") as file:
+        file.write('{"dataset": "b", "mo')
+    assert read_records(path) == [record("a", 0.1)]
+    with path.open("a") as file:
+        file.write("\n" + json.dumps(record("c", 0.2)) + "\n")
+    with pytest.raises(DataError, match=r"results\.jsonl, line 2: expected a JSON object, found"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[1]", ", line 1: expected a JSON object"),
+        ("3", ", line 1: expected a JSON object"),
+        ('{"dataset": "a"}', ": expected results as .*; number 1 has no model, no task, no metrics"),
+    ],
+)
+def test_what_is_no_result(tmp_path, content, said):
     path = tmp_path / "results.jsonl"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"results\.jsonl: (not readable as JSON|expected results)"):
+    with pytest.raises(DataError, match=rf"results\.jsonl{said}"):
         read_records(path)

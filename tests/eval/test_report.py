@@ -124,11 +124,43 @@ def test_a_page_that_cannot_be_written(run):
 
 
 def test_no_run_and_broken_files(tmp_path, run):
-    with pytest.raises(DataError, match="expected a file of results, or a folder with"):
-        build_report(tmp_path)
-    (run / "metrics.jsonl").write_text('{"kind": "train"\n')
-    with pytest.raises(DataError, match=r"metrics\.jsonl: not readable as JSON"):
+    model = run / "checkpoints" / "step-1" / "model"
+    model.mkdir(parents=True)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "config.json").touch()
+    begun = tmp_path / "begun"
+    (begun / "checkpoints").mkdir(parents=True)
+    (begun / "config.yaml").touch()
+    expected = "expected a file of results, or a folder with metrics.jsonl or eval/\\*.jsonl in it, found"
+    for path, found in (
+        (
+            tmp_path / "absent",
+            "nothing; navit-clip train leaves them in its run's folder, navit-clip eval in",
+        ),
+        (tmp_path, "a <run>, begun, .*; navit-clip train leaves them"),
+        (tmp_path / "empty.jsonl", "a file without results; "),
+        (tmp_path / "exported", r"config\.json; navit-clip eval --model .*/exported … leaves results there$"),
+        (model, f"an empty folder; it belongs to a run: navit-clip report {run}$"),
+        (begun, r"checkpoints, config\.yaml; training writes its first row after log_every steps$"),
+    ):
+        with pytest.raises(DataError, match=f"^{path}: {expected} {found}"):
+            build_report(path)
+    (run / "metrics.jsonl").write_text('{"kind": "train"\n{"kind": "train"}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 1: expected a JSON object, found"):
         build_report(run)
+
+
+def test_where_a_run_was_resumed_stands_a_line_in_every_curve(run):
+    before = build_report(run)
+    assert "resumed" not in before
+    with (run / "metrics.jsonl").open("a") as file:
+        for _ in range(2):  # killed, and resumed again at the same step
+            file.write('{"kind": "resumed", "step": 1, "pairs": 60, "ranks": 2}\n')
+    page = build_report(run)
+    assert page.count("the run was resumed there") == 1
+    dotted = re.compile(r"stroke-dasharray: 0\.8,1\.6")
+    assert (len(dotted.findall(before)), len(dotted.findall(page))) == (0, before.count("<svg") - 0)
 
 
 def test_a_row_that_is_still_being_written_is_left_out(run):

@@ -18,7 +18,7 @@ from navit_clip.batch import PackedImages
 from navit_clip.config import load_config
 from navit_clip.data import image_patches
 from navit_clip.data.samples import read_samples
-from navit_clip.errors import CheckpointError, ConfigError, ExportError
+from navit_clip.errors import CheckpointError, ConfigError, DataError, ExportError
 from navit_clip.huggingface.examples import find_examples
 from navit_clip.huggingface.export import main
 from navit_clip.huggingface.importing import main as import_model
@@ -395,9 +395,14 @@ def test_what_else_is_in_the_way_is_left_alone(run, tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("another model")
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("navit_clip.huggingface.export.load_model", None)  # told before a model is loaded
     for folder in (str(tmp_path), "."):
         with pytest.raises(CheckpointError, match=r"found README\.md, config\.json$"):
             main([str(run), folder])
+    with pytest.raises(CheckpointError, match=r"README\.md/out: cannot come to be there: .*md is a file$"):
+        main([str(run), "README.md/out"])
+    with pytest.raises(DataError, match="no shard matches"):
+        main([str(run), "out", "--images", "absent"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json"]
 
 

@@ -339,6 +339,13 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         import_folder(tmp_path / "gone")
 
 
+def test_what_is_in_the_way_is_told_before_anything_is_read(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    for out, found in ((tmp_path, r"found thesis\.tex$"), (tmp_path / "thesis.tex" / "out", "is a file$")):
+        with pytest.raises(CheckpointError, match=found):
+            main([str(tmp_path / "gone"), str(out)])
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     siglip2_folder(tmp_path / "google")
     (tmp_path / "google" / "tokenizer.json").unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
@@ -23,10 +22,12 @@ from safetensors.torch import load_file
 import training.checkpoint
 import training.loop
 import training.train
+from eval.task_config import TaskConfig
 from navit_clip.batch import Batch
 from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.errors import CheckpointError, ConfigError, NavitClipError
+from navit_clip.json_lines import read_json_lines
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
 from navit_clip.weights import load_model, resolve_model_folder
 from tests.data_builders import pairs_of
@@ -52,7 +53,8 @@ def fp32(**settings: Any) -> EngineConfig:
 
 
 def rows(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """What a run measured; where it was resumed it says beside that."""
+    return [row for row in read_json_lines(run / "metrics.jsonl") if row["kind"] != "resumed"]
 
 
 def run_on_ranks(world: World, configs: list[tuple[RunConfig, str | None]]) -> None:
@@ -196,6 +198,8 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
     on_ranks(1, run_on_ranks, [(config, None)])
     run = Path(config.folder)
     nowhere = replace(config.validation, data=replace(config.validation.data, shards=["nowhere.tar"]))
+    absent = TaskConfig(dataset=str(tmp_path / "absent"), task="zeroshot_retrieval")
+    unjudged = replace(config.evaluation, tasks=[absent])
     wider = replace(config.model, image=replace(config.model.image, depth=1))
     foreign, broken, lost = (shutil.copytree(run, tmp_path / name) for name in ("foreign", "broken", "lost"))
     with (resolve_model_folder(broken).parent / "moments.safetensors").open("ab") as file:
@@ -209,6 +213,11 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
         ("holds a run already", str(resolve_model_folder(foreign).parent), {}),
         ("folder: expected a folder for the run", "latest", {"folder": __file__}),
         ("validation.data.shards: no shard matches 'nowhere.tar'", "latest", {"validation": nowhere}),
+        (
+            f"evaluation.tasks: {absent.dataset}: no such folder: {absent.dataset}",
+            None,
+            {"evaluation": unjudged, "folder": str(tmp_path / "elsewhere")},
+        ),
         (
             "latset: expected latest, auto or a checkpoint, found no such folder; did you mean latest?",
             "latset",

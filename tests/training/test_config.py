@@ -43,5 +43,12 @@ def test_a_run_that_trains_or_evaluates_nothing_is_refused(tmp_path):
     small_run(tmp_path, evaluate_every=5, validation={"data": {"shards": ["x.tar"]}})
 
 
+@pytest.mark.parametrize("warmup", [120, 1000])
+def test_a_run_that_ends_before_its_rate_has_risen_is_refused(tmp_path, warmup):
+    with pytest.raises(ConfigError, match=r"fewer than pairs \(120\), found \d+; .*warmup_pairs=6$"):
+        small_run(tmp_path, schedule={"warmup_pairs": warmup})
+    small_run(tmp_path, schedule={"warmup_pairs": 119})
+
+
 def resolution(folder, **settings) -> dict:
     return {"data": {"shards": [str(folder / "shards")], "resolution": settings}}

@@ -11,6 +11,8 @@ import torch
 
 from navit_clip.batch import Batch
 from navit_clip.distributed import World
+from navit_clip.errors import DataError
+from navit_clip.json_lines import read_json_lines
 from tests.packs import noise_captions, noise_images, pack, pack_captions
 from tests.training_builders import small_run
 from training.checkpoint import Progress
@@ -118,12 +120,35 @@ def test_rows_after_the_checkpoint_are_forgotten(tmp_path: Path):
     assert (tmp_path / "out.log").read_text().count("Train Epoch") == 9
 
 
-@pytest.mark.parametrize("broken", ['{"kind": "train", "st', "\0\0\0\n", "{half\n", "7\n"])
+@pytest.mark.parametrize("broken", ['{"kind": "train", "st', "\0\0\0\n", "{half\n"])
 def test_a_row_that_a_kill_or_a_power_cut_broke_is_forgotten(tmp_path: Path, broken: str):
     whole = json.dumps({"kind": "train", "step": 1})
     (tmp_path / "metrics.jsonl").write_text(f"{whole}\n{broken}")
     Recorder(tmp_path, Progress(step=1, pairs=0), small_run(tmp_path), ALONE).close()
     assert (tmp_path / "metrics.jsonl").read_text() == f"{whole}\n"
+
+
+def test_a_row_that_is_broken_amid_others_is_an_error_and_stays(tmp_path: Path):
+    rows = '{"kind": "train", "step": 1}\n{"kind": "tr\n{"kind": "train", "step": 3}\n'
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2: expected a JSON object, found '\{\"kind"):
+        Recorder(tmp_path, Progress(step=3, pairs=0), small_run(tmp_path), ALONE)
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
+
+
+def test_a_row_says_where_the_run_was_resumed(tmp_path: Path):
+    for start, stop in ((0, 4), (2, 3), (2, 6), (6, 6)):  # killed after step 3, and again at once
+        progress = Progress(step=start, pairs=10 * start)
+        recorder = Recorder(tmp_path, progress, small_run(tmp_path), ALONE)
+        if start:
+            recorder.resumed(progress)
+        for step in range(start + 1, stop + 1):
+            recorder.train({**ROW, "step": step, "pairs": 10 * step})
+        recorder.close()
+    rows = read_json_lines(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 2, 2, 3, 4, 5, 6, 6]
+    resumed = [row for row in rows if row["kind"] == "resumed"]
+    assert resumed[0] == {"kind": "resumed", "step": 2, "pairs": 20, "ranks": 1}
 
 
 @pytest.mark.parametrize(
