@@ -23,7 +23,18 @@ def exchange(world: World) -> dict:
         "objects": world.gather_objects({"rank": world.rank}),
         "sum": world.sum(torch.tensor([1.0, world.rank])).tolist(),
         "main": world.is_main,
+        "made": world.from_main(lambda: f"by rank {world.rank}"),
+        "failed": failure(world),
     }
+
+
+def failure(world: World) -> str:
+    def fails() -> None:
+        raise ConfigError(f"on rank {world.rank}")
+
+    with pytest.raises(ConfigError) as caught:
+        world.from_main(fails)
+    return str(caught.value)
 
 
 def test_three_ranks_exchange_uneven_rows():
@@ -34,6 +45,7 @@ def test_three_ranks_exchange_uneven_rows():
         assert found["objects"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert found["sum"] == [3.0, 3.0]
         assert found["main"] == (rank == 0)
+        assert (found["made"], found["failed"]) == ("by rank 0", "on rank 0")
 
 
 def test_a_world_of_one_needs_no_exchange():

@@ -75,6 +75,8 @@ def test_a_forgotten_output_folder_is_noticed_before_the_work(shards):
     shard = shards.with_name("shard-0.tar")
     with pytest.raises(ConfigError, match="expected a folder to write, after the shards; found a file"):
         main(["train", str(shard), str(shard)])
+    with pytest.raises(ConfigError, match=r"shard-0\.tar/out: expected a folder to write, .*tar is a file$"):
+        main(["train", str(shard), str(shard / "out")])
 
 
 def test_a_tokenizer_is_replaced_only_when_told(shards, tmp_path):

@@ -103,7 +103,8 @@ def _expand(pattern: str, remote: RemoteConfig) -> list[str]:
     if missing and len(missing) == len(names):
         looked = "" if is_remote(missing[0]) or os.path.isabs(missing[0]) else f" (looked in {os.getcwd()})"
         if os.path.isdir(missing[0]):
-            looked = " (a folder without .tar files)"
+            readable = os.access(missing[0], os.R_OK | os.X_OK)
+            looked = " (a folder without .tar files)" if readable else " (a folder that cannot be read)"
         raise DataError(f"no shard matches {pattern!r}{looked}")
     if missing:
         raise DataError(

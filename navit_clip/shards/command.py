@@ -57,6 +57,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     check_caption_key(arguments.caption_key)
     if arguments.most < 1:
         raise ConfigError(f"--most: expected at least 1, found {arguments.most}")
+    if arguments.out.is_dir() or not arguments.out.absolute().parent.is_dir():
+        raise ConfigError(f"--out: {arguments.out} cannot be written: it is a folder, or not in one")
     data = _data_config(arguments) if arguments.config else None
     remote = remote_config(arguments.remote) if data is None else data.remote
     found = inspect_shards(find_shards(arguments.shards, remote), arguments.caption_key, arguments.most)

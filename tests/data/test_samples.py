@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 
 from navit_clip.data.faults import Faults
-from navit_clip.data.samples import read_sample, read_samples
+from navit_clip.data.samples import read_captions, read_sample, read_samples
 from navit_clip.data.shards import find_shards
 from navit_clip.data.tar_index import OpenShard
 from navit_clip.errors import ConfigError, DataError, SampleError
-from tests.data_builders import write_pairs, write_shard
+from tests.data_builders import write_pairs, write_shard, write_tar
 
 
 def one(tmp_path, caption_key="txt", labels=False, **members):
@@ -125,6 +125,14 @@ def test_reads_labels_only_where_asked(tmp_path):
     assert one(tmp_path, None, labels=True, jpg=b"", cls="7\n").label == 7
     assert one(tmp_path, None, labels=True, jpg=b"", cls="cat") == "undecodable label"
     assert one(tmp_path, None, labels=True, jpg=b"") == "no label"
+
+
+def test_captions_alone_need_no_image(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x.json", b'{"kind": ["cat", "dog"]}'), ("y.txt", b"a hen")])
+    shard = OpenShard(find_shards([str(tmp_path / "a.tar")])[0])
+    assert read_captions(shard, 0, "json.kind") == ("cat", "dog")
+    with pytest.raises(SampleError, match=r"no caption: a/y: has no \.json file"):
+        read_captions(shard, 1, "json.kind")
 
 
 def test_needs_no_captions_without_a_caption_key(tmp_path):

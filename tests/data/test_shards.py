@@ -45,11 +45,6 @@ def test_names_the_pattern_that_matches_nothing(folder, pattern):
     assert pattern.format(folder) in str(caught.value)
 
 
-def test_an_empty_folder_matches_nothing(tmp_path):
-    with pytest.raises(DataError, match="no shard matches"):
-        find_shards([str(tmp_path)])
-
-
 def test_a_missing_file_among_braces_is_an_error(folder):
     with pytest.raises(DataError, match=r"1 of 4 files are missing, the first is .*shard-003\.tar"):
         find_shards([f"{folder}/shard-{{000..003}}.tar"])
@@ -59,6 +54,11 @@ def test_a_missing_file_among_braces_is_an_error(folder):
 def test_a_shard_named_twice_is_an_error(folder, again):
     with pytest.raises(DataError, match="named twice"):
         find_shards([str(folder), f"{folder}/{again.format(folder.name)}"])
+
+
+def test_a_folder_without_shards_is_said_to_be_one(tmp_path):
+    with pytest.raises(DataError, match=rf"no shard matches '{tmp_path}' \(a folder without \.tar files\)"):
+        find_shards([str(tmp_path)])
 
 
 def test_no_pattern_is_an_error():
