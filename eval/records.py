@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from navit_clip.errors import ConfigError, DataError
+from navit_clip.file_lock import locked
 from navit_clip.json_lines import read_json_lines
 
 Record = dict[str, Any]
@@ -55,8 +55,7 @@ def write_record(record: Record, path: Path) -> None:
     Several evaluations may end at once: each waits for the others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(LOCK_FILE).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+    with locked(path.with_name(LOCK_FILE)):
         earlier = read_records(path) if path.exists() else []
         records = [other for other in earlier if _identity(other) != _identity(record)] + [record]
         lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)

@@ -1,7 +1,8 @@
-"""HTTP and S3 servers on loopback that misbehave: answers have, in turn, the faults of a bad network."""
+"""HTTP and S3 servers and a hub on loopback that misbehave: answers have, in turn, a bad network's faults."""
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import zlib
@@ -15,7 +16,11 @@ from typing import Any
 from werkzeug.serving import make_server
 
 FAULTS = ("drop", "stall", "503", "short", "cut")
-"""No answer; none in time; "unavailable"; fewer bytes than were asked for; fewer than the header says."""
+"""No answer; none in time; "unavailable"; fewer bytes than were asked for; fewer than the header says.
+
+Other numbers are answers, too.
+"""
+HUB_DATASET = "someone/something"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -36,8 +41,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("drop", "stall"):
             self.close_connection = True
             return
-        if fault == "503" or not path.is_file():
-            self.send_error(503 if fault == "503" else 404)
+        if (fault or "").isdigit() or not path.is_file():
+            self.send_error(int(fault) if fault and fault.isdigit() else 404)
             return
         data, status = path.read_bytes(), 200
         asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -62,10 +67,57 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Hub(_Handler):
+    """What Hugging Face's client asks of a data set: that it is there, its files, and what each is."""
+
+    def do_GET(self):
+        if self.path.startswith(f"/api/datasets/{HUB_DATASET}"):
+            self._say(self._files() if "/tree/" in self.path else {"id": HUB_DATASET})
+            return
+        self.path = self.path.removeprefix(f"/datasets/{HUB_DATASET}/resolve/main")
+        super().do_GET()
+
+    def do_POST(self):
+        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self._say([file for file in self._files() if file["path"] in asked])
+
+    def _files(self) -> list[dict[str, Any]]:
+        files = sorted(Path(self.server.folder).iterdir())
+        return [
+            {
+                "type": "file",
+                "path": file.name,
+                "size": file.stat().st_size,
+                "oid": str(zlib.crc32(file.read_bytes())),
+            }
+            for file in files
+        ]
+
+    def _say(self, what: Any):
+        body = json.dumps(what).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
 @contextmanager
-def http_server(folder: Path, faults: Sequence[str | None] = (None,), ranges: bool = True) -> Iterator[str]:
+def hub_server(folder: Path, faults: Sequence[str | None] = (None,)) -> Iterator[str]:
+    """A hub whose only data set, `HUB_DATASET`, has a folder's files; its endpoint. Faults hit the files."""
+    with http_server(folder, faults, handler=_Hub) as url:
+        yield url
+
+
+@contextmanager
+def http_server(
+    folder: Path,
+    faults: Sequence[str | None] = (None,),
+    ranges: bool = True,
+    handler: type[BaseHTTPRequestHandler] = _Handler,
+) -> Iterator[str]:
     """Serves a folder's files; the URL of the folder. The faults come in turn, over all connections."""
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.folder, server.ranges, server.over = folder, ranges, threading.Event()
     server.daemon_threads = True
     turns, lock = cycle(faults), threading.Lock()

@@ -25,7 +25,13 @@ LEAVES_ALONE = "navit_clip/huggingface/modeling_navit_siglip.py"
 
 LAYERS = [
     {"navit_clip.errors"},
-    {"navit_clip.batch", "navit_clip.config", "navit_clip.json_lines", "navit_clip.run_settings"},
+    {
+        "navit_clip.batch",
+        "navit_clip.config",
+        "navit_clip.file_lock",
+        "navit_clip.json_lines",
+        "navit_clip.run_settings",
+    },
     {
         "navit_clip.data",
         "navit_clip.model",

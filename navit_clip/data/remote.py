@@ -8,15 +8,14 @@ is never given out. What is in the cache is taken for what its URL names, and th
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from navit_clip.errors import ConfigError, DataError
+from navit_clip.file_lock import locked
 
 PIPE = "pipe:"
 _PIECE = 16 * 2**20
@@ -94,7 +94,7 @@ def open_remote(url: str, config: RemoteConfig) -> BinaryIO:
     whole, partial = cache / f"{name}.tar", cache / f"{name}.partial"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _lock(_lock_of(partial)):
+        with locked(_lock_of(partial)):
             # Opened before others make room: an open file stays readable.
             with suppress(FileNotFoundError):
                 file = whole.open("rb")
@@ -103,7 +103,7 @@ def open_remote(url: str, config: RemoteConfig) -> BinaryIO:
             _fetch(url, partial, config)
             file = partial.open("rb")
             partial.rename(whole)
-        with _lock(cache / "room.lock"):
+        with locked(cache / "room.lock"):
             _make_room(cache, whole, config.cache_gigabytes * 1e9)
         return file
     except OSError as error:
@@ -149,8 +149,14 @@ def _fetch_pieces(
 
 def _info(fs: Any, path: str) -> dict[str, Any]:
     """What the source says of a file now."""
+    if _is_hub(fs):  # says no more than the size unless asked to, and lists the whole folder for it
+        return fs.info(path, expand_info=True, refresh=True)
     fs.invalidate_cache()
     return fs.info(path)
+
+
+def _is_hub(fs: Any) -> bool:
+    return fs.protocol == "hf"
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -160,7 +166,8 @@ def _version(info: dict[str, Any]) -> str:
 
 def _piece(fs: Any, path: str, start: int, end: int, size: int) -> bytes:
     """Some of the bytes from start to end, at least one; more from a server that always sends everything."""
-    data = fs.cat_file(path, start=start, end=end)
+    options = {"cache_type": "none"} if _is_hub(fs) else {}  # else the hub's reads 5 MB ahead of each piece
+    data = fs.cat_file(path, start=start, end=end, **options)
     if len(data) == size:
         return data[start:]
     if not 0 < len(data) <= end - start:
@@ -196,28 +203,31 @@ def _patiently(url: str, config: RemoteConfig, attempt: Callable[[], Any]) -> An
             return attempt()
         # Every one of fsspec's backends raises kinds of its own, which need not derive from OSError.
         except Exception as error:
-            if _is_gone(error, url):
-                raise DataError(f"shard {url} is not there, or not for us: {_said(error)}") from error
+            cause = _cause(error, url)
+            if _is_gone(cause):
+                raise DataError(f"shard {url} is not there, or not for us: {_said(cause)}") from error
             if number == config.retries:
                 raise DataError(
                     f"shard {url} cannot be fetched: {number + 1} attempts in a row failed, the last with "
-                    f"{_said(error)}; it goes on from there when it is run again"
+                    f"{_said(cause)}; it goes on from there when it is run again"
                 ) from error
         time.sleep(min(config.wait * 2**number, _LONGEST_WAIT))
     raise AssertionError
 
 
-def _is_gone(error: Exception, url: str) -> bool:
+def _cause(error: Exception, url: str) -> BaseException:
+    """What went wrong: over HTTP, fsspec calls all that keeps it from a file's size a file not found."""
+    return error.__cause__ if url.startswith("http") and error.__cause__ else error
+
+
+def _is_gone(error: BaseException) -> bool:
     """Whether no retry helps."""
-    cause = error.__cause__ or error
-    if (status := getattr(cause, "status", None)) is not None:
+    if (status := getattr(error, "status", None)) is not None:
         return status in _GONE
-    if url.startswith("http") and cause is not error:
-        return False  # fsspec calls whatever keeps it from a file's size a file that is not found
     return isinstance(error, FileNotFoundError | PermissionError)
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
@@ -264,18 +274,6 @@ def _lock_of(partial: Path) -> Path:
     return partial.with_name(f"{partial.name[:2]}.lock")
 
 
-@contextmanager
-def _lock(path: Path, wait: bool = True) -> Iterator[None]:
-    """One process at a time; ends with the process, however that ends.
-
-    Raises:
-        BlockingIOError: it is another's, and there is to be no wait.
-    """
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-
-
 def _make_room(cache: Path, newest: Path, limit: float) -> None:
     """Takes out what was used longest ago, whole or left half fetched, until the rest is within the limit."""
     found: list[tuple[float, int, Path]] = []
@@ -290,7 +288,7 @@ def _make_room(cache: Path, newest: Path, limit: float) -> None:
             continue
         if path.suffix == ".partial":
             try:
-                with _lock(_lock_of(path), wait=False):
+                with locked(_lock_of(path), wait=False):
                     path.unlink(missing_ok=True)
                     path.with_suffix(".version").unlink(missing_ok=True)
             except BlockingIOError:

@@ -43,6 +43,9 @@ class Block:
 
     Args:
         memory: all of it.
+
+    Raises:
+        ValueError: a tensor is asked for that no longer fits.
     """
 
     def __init__(self, memory: UInt8[Tensor, " bytes"]):
@@ -52,8 +55,11 @@ class Block:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """The next tensor, as `torch.empty` makes one."""
         start = -(-self._taken // _ALIGNMENT) * _ALIGNMENT
-        self._taken = start + math.prod(shape) * dtype.itemsize
-        return self.memory[start : self._taken].view(dtype).view(*shape)
+        end = start + math.prod(shape) * dtype.itemsize
+        if end > len(self.memory):
+            raise ValueError(f"a block of {len(self.memory)} bytes has no room up to byte {end}")
+        self._taken = end
+        return self.memory[start:end].view(dtype).view(*shape)
 
 
 NewBlock = Callable[[int], Block]
@@ -70,15 +76,22 @@ class Parcel:
     """A batch that is handed from process to process."""
 
     memory: UInt8[Tensor, " bytes"]
+    """Of a block, what the batch has."""
     form: bytes
     """The batch but for its data: where in the memory each tensor lies."""
 
     @classmethod
     def of(cls, batch: Batch) -> Parcel:
-        """A batch whose tensors were all made in one block."""
-        form = io.BytesIO()
-        _Form(form).dump(batch)
-        return cls(_bytes_of(batch.images.patches.untyped_storage()), form.getvalue())
+        """A batch whose tensors were all made in one block.
+
+        Raises:
+            ValueError: one of them was not, or is no whole run of its block's bytes.
+        """
+        memory = _bytes_of(batch.images.patches.untyped_storage())
+        written = io.BytesIO()
+        form = _Form(written, memory)
+        form.dump(batch)
+        return cls(memory[: form.end], written.getvalue())
 
     def open(self) -> Batch:
         """The batch, in this memory."""
@@ -95,11 +108,11 @@ class SentParcel(Parcel):
 
     address: tuple[int, int, int]
     """The number of the training process's `ReceivedBlocks`, that of the worker, and that of the block."""
-    is_new: bool
-    """Whether the training process is yet to get the block's handle."""
+    new_block: UInt8[Tensor, " room"] | None
+    """All of the block, if the training process is yet to get its handle."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _receive, (self.address, self.memory if self.is_new else None, self.form)
+        return _receive, (self.address, self.new_block, len(self.memory), self.form)
 
 
 class SharedBlocks:
@@ -134,8 +147,9 @@ class SharedBlocks:
         address = parcel.memory.data_ptr()
         for number, block in enumerate(self._blocks):
             if block.memory.data_ptr() == address:
-                is_new, block.is_sent = not block.is_sent, True
-                return SentParcel(parcel.memory, parcel.form, (*self._owner, number), is_new)
+                new_block = None if block.is_sent else block.memory
+                block.is_sent = True
+                return SentParcel(parcel.memory, parcel.form, (*self._owner, number), new_block)
         return parcel
 
 
@@ -147,7 +161,7 @@ class _SharedBlock:
 
     def take(self) -> Block:
         self.flag[0] = _TAKEN
-        return Block(self.memory)
+        return Block(self.memory[:-1])
 
 
 class ReceivedBlocks(dict[tuple[int, int, int], UInt8[Tensor, " bytes"]]):
@@ -170,25 +184,37 @@ class ReceivedBlocks(dict[tuple[int, int, int], UInt8[Tensor, " bytes"]]):
         return cls._all[number]
 
 
-def _receive(address: tuple[int, int, int], memory: UInt8[Tensor, " bytes"] | None, form: bytes) -> Parcel:
+def _receive(
+    address: tuple[int, int, int], new_block: UInt8[Tensor, " room"] | None, num_bytes: int, form: bytes
+) -> Parcel:
     blocks = ReceivedBlocks.of(address[0])
-    if memory is not None:
-        blocks[address] = memory
+    if new_block is not None:
+        blocks[address] = new_block
     block = _SharedBlock(blocks[address])
     # All that is made of the batch keeps this array: when it goes, the block is free.
     array = block.memory.numpy()
     weakref.finalize(array, block.flag.__setitem__, 0, _FREE).atexit = False
-    return Parcel(torch.from_numpy(array), form)
+    return Parcel(torch.from_numpy(array)[:num_bytes], form)
 
 
 class _Form(pickle.Pickler):
-    """Writes where a tensor lies in place of what is in it."""
+    """Writes where in a memory a tensor lies in place of what is in it."""
+
+    def __init__(self, file: io.BytesIO, memory: UInt8[Tensor, " bytes"]):
+        super().__init__(file)
+        self._address = memory.data_ptr()
+        self.end = 0
+        """Where the last of the tensors ends."""
 
     def persistent_id(self, obj: Any) -> tuple[int, int, tuple[int, ...], torch.dtype] | None:
         if not isinstance(obj, Tensor):
             return None
+        if obj.untyped_storage().data_ptr() != self._address or not obj.is_contiguous():
+            raise ValueError(f"a tensor {list(obj.shape)} of a batch was not made in the batch's block")
         start = int(obj.storage_offset()) * obj.itemsize
-        return start, start + int(obj.nbytes), tuple(obj.shape), obj.dtype
+        end = start + int(obj.nbytes)
+        self.end = max(self.end, end)
+        return start, end, tuple(obj.shape), obj.dtype
 
 
 class _Opened(pickle.Unpickler):

@@ -9,8 +9,10 @@ it goes on where it was interrupted, and so a shard that was lost or damaged com
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,13 @@ from navit_clip.data.images import EncodedImage
 from navit_clip.data.samples import IMAGE_EXTENSIONS, MAX_CAPTION_LENGTH
 from navit_clip.data.shards import write_shard
 from navit_clip.data.tar_index import MAX_BYTES
-from navit_clip.errors import DataError, SampleError
+from navit_clip.errors import ConfigError, DataError, SampleError
+from navit_clip.file_lock import locked
 from navit_clip.shards.caption_table import read_rows
 from navit_clip.shards.manifest import FILE_NAME, Manifest, ShardRecord, read_manifest, sha256_of
+
+LOCK_FILE = ".build.lock"
+"""Held while a folder is built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,11 @@ class Build:
     caption_column: str = "caption"
     """Holds a caption, or a list of them."""
     images_per_shard: int = 1000
-    """Images of the table to a shard."""
+    """Good ones; the last shard may have fewer."""
+
+    def __post_init__(self):
+        if self.images_per_shard < 1:
+            raise ConfigError(f"images_per_shard: expected at least 1, found {self.images_per_shard}")
 
 
 @dataclass(slots=True)
@@ -63,31 +73,43 @@ def build_shards(build: Build, faults: Faults) -> Manifest:
         faults: counts the images that are left out; those of shards that are there by cause alone.
 
     Raises:
-        DataError: the table or the folder cannot be used, or holds shards of another build.
+        DataError: the table or the folder cannot be used, or the folder holds shards of another build, or
+            another build is at work in it.
     """
     images = _images(build)
-    manifest = _start(build)
-    manifest.empty_captions = sum(image.num_empty for image in images)
-    with tqdm(total=len(images), unit="images", disable=None) as bar:
-        for number, first in enumerate(range(0, len(images), build.images_per_shard)):
-            batch = images[first : first + build.images_per_shard]
-            before = number < len(manifest.shards)
-            if before and manifest.shards[number].is_in(build.out):
-                faults.counts.update(manifest.shards[number].skipped)
-            else:
-                counted = faults.counts.copy()
-                samples = list(_samples(build, batch, first, faults))
-                skipped = dict(faults.counts - counted)
-                lost = manifest.shards[number].sha256 if before else None
-                path = build.out / f"{number:05d}.tar"
-                manifest.shards[number : number + 1] = [_write(path, samples, len(batch), skipped, lost)]
-                manifest.write(build.out)
-            bar.update(len(batch))
-    if not manifest.samples:
-        raise DataError(f"{build.table}: no image of it can be used; {faults.summary()}")
-    manifest.complete = True
-    manifest.write(build.out)
+    with _alone_in(build.out), tqdm(total=len(images), unit="images", disable=None) as bar:
+        manifest = _start(build)
+        manifest.empty_captions = sum(image.num_empty for image in images)
+        done = 0
+        for known in manifest.shards:
+            if not known.is_in(build.out):
+                _make_again(build, known, images, done)
+            faults.counts.update(known.skipped)
+            done += known.rows
+            bar.update(known.rows)
+        while done < len(images):
+            rows = _add_shard(build, manifest, images, done, faults)
+            manifest.write(build.out)
+            done += rows
+            bar.update(rows)
+        if not manifest.samples:
+            raise DataError(f"{build.table}: no image of it can be used; {faults.summary()}")
+        manifest.complete = True
+        manifest.write(build.out)
     return manifest
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """A folder for this build alone; what goes wrong with its files is the user's to hear."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out / LOCK_FILE, wait=False):
+            yield
+    except BlockingIOError as error:
+        raise DataError(f"{out}: another build is at work in it") from error
+    except OSError as error:
+        raise DataError(f"{error.filename or out}: cannot be written: {error.strerror or error}") from error
 
 
 def _start(build: Build) -> Manifest:
@@ -98,11 +120,7 @@ def _start(build: Build) -> Manifest:
         "caption_column": build.caption_column,
         "images_per_shard": build.images_per_shard,
     }
-    try:
-        build.out.mkdir(parents=True, exist_ok=True)
-        found = sorted(build.out.glob("*.tar"))
-    except OSError as error:
-        raise DataError(f"{build.out}: cannot be written: {error.strerror}") from error
+    found = sorted(build.out.glob("*.tar"))
     manifest = read_manifest(build.out)
     if manifest is None:
         if found:
@@ -112,7 +130,7 @@ def _start(build: Build) -> Manifest:
         differing = [name for name, value in built_from.items() if manifest.built_from.get(name) != value]
         raise DataError(f"{build.out}: holds shards of another build ({', '.join(differing)} differ)")
     # One more may be there: a build can be ended between a shard and its place in the manifest.
-    known = {f"{number:05d}.tar" for number in range(len(manifest.shards) + 1)}
+    known = {_name(number) for number in range(len(manifest.shards) + 1)}
     if others := [shard.name for shard in found if shard.name not in known]:
         raise DataError(f"{build.out}: holds {', '.join(others)}, which {FILE_NAME} does not have")
     manifest.complete = False
@@ -146,17 +164,60 @@ def _captions(value: Any) -> list[str]:
     return ["" if caption is None else " ".join(str(caption).split()) for caption in values]
 
 
-def _samples(
-    build: Build, images: Sequence[_Image], first: int, faults: Faults
-) -> Iterator[Mapping[str, str | bytes]]:
-    for number, image in enumerate(images, start=first):
+def _make_again(build: Build, lost: ShardRecord, images: Sequence[_Image], first: int) -> None:
+    """Makes a shard that is lost or damaged, which begins with the table's image `first`, and no other."""
+    samples, _ = _take(build, images[: first + lost.rows], first, Faults())
+    path = build.out / lost.name
+    partial = _write(path, samples)
+    if sha256_of(partial) != lost.sha256:
+        partial.unlink()
+        raise DataError(
+            f"{path}: lost or damaged, and cannot be made again as it was: its images have changed "
+            "since; choose another folder"
+        )
+    partial.replace(path)
+
+
+def _add_shard(build: Build, manifest: Manifest, images: Sequence[_Image], first: int, faults: Faults) -> int:
+    """Makes the next shard, which begins with the table's image `first`; of how many images it is."""
+    before = faults.counts.copy()
+    samples, rows = _take(build, images, first, faults)
+    skipped = dict(faults.counts - before)
+    if samples:
+        path = build.out / _name(len(manifest.shards))
+        partial = _write(path, samples)
+        size, checksum = partial.stat().st_size, sha256_of(partial)
+        partial.replace(path)
+        manifest.shards.append(ShardRecord(path.name, len(samples), size, checksum, rows, skipped))
+    elif manifest.shards:  # The table ends with bad images: they join the last shard's.
+        last = manifest.shards[-1]
+        skipped = dict(Counter(last.skipped) + Counter(skipped))
+        manifest.shards[-1] = replace(last, rows=last.rows + rows, skipped=skipped)
+    return rows
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}.tar"
+
+
+_Sample = Mapping[str, str | bytes]
+
+
+def _take(build: Build, images: Sequence[_Image], first: int, faults: Faults) -> tuple[list[_Sample], int]:
+    """The samples of one shard, and how many images they are of, the bad ones among them."""
+    samples: list[_Sample] = []
+    for number in range(first, len(images)):
+        if len(samples) == build.images_per_shard:
+            return samples, number - first
+        image = images[number]
         try:
-            yield _sample(build.images, image, f"{number:09d}")
+            samples.append(_sample(build.images, image, f"{number:09d}"))
         except SampleError as error:
             faults.add(image.path or f"image {number} of the table", error)
+    return samples, len(images) - first
 
 
-def _sample(folder: Path, image: _Image, key: str) -> Mapping[str, str | bytes]:
+def _sample(folder: Path, image: _Image, key: str) -> _Sample:
     """The image's own bytes, its captions, and all that the table says of it."""
     extension = Path(image.path).suffix.lower().removeprefix(".")
     if extension not in IMAGE_EXTENSIONS:
@@ -199,26 +260,8 @@ def _read(folder: Path, name: str) -> bytes:
         raise SampleError("missing image", f"{name!r}: {error}") from error
 
 
-def _write(
-    path: Path,
-    samples: Sequence[Mapping[str, str | bytes]],
-    rows: int,
-    skipped: dict[str, int],
-    lost: str | None,
-) -> ShardRecord:
-    """Writes a shard; in place of a lost one, whose checksum is known, no other."""
+def _write(path: Path, samples: Sequence[_Sample]) -> Path:
+    """Writes a shard beside its place."""
     partial = path.with_name(f".{path.name}.partial")
-    try:
-        write_shard(partial, samples)
-        size, checksum = partial.stat().st_size, sha256_of(partial)
-        record = ShardRecord(path.name, len(samples), size, checksum, rows, skipped)
-        if lost not in (None, checksum):
-            partial.unlink()
-            raise DataError(
-                f"{path}: lost or damaged, and cannot be made again as it was: its images have changed "
-                "since; choose another folder"
-            )
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-    return record
+    write_shard(partial, samples)
+    return partial

@@ -30,8 +30,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    if arguments.images_per_shard < 1:
-        raise ConfigError(f"--images-per-shard: expected at least 1, found {arguments.images_per_shard}")
     if not arguments.images.is_dir():
         raise ConfigError(f"{arguments.images}: expected a folder of images")
     faults = Faults()
@@ -54,14 +52,17 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    check_caption_key(arguments.caption_key)
     if arguments.most < 1:
         raise ConfigError(f"--most: expected at least 1, found {arguments.most}")
     if arguments.out.is_dir() or not arguments.out.absolute().parent.is_dir():
         raise ConfigError(f"--out: {arguments.out} cannot be written: it is a folder, or not in one")
     data = _data_config(arguments) if arguments.config else None
     remote = remote_config(arguments.remote) if data is None else data.remote
-    found = inspect_shards(find_shards(arguments.shards, remote), arguments.caption_key, arguments.most)
+    caption_key = arguments.caption_key
+    if caption_key is None:
+        caption_key = "txt" if data is None else data.caption_key
+    check_caption_key(caption_key or None)
+    found = inspect_shards(find_shards(arguments.shards, remote), caption_key or None, arguments.most)
     prediction = None
     if data is not None:
         model = load_config(ClipConfig, arguments.config, arguments.set, section="model")
@@ -120,13 +121,15 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("out", type=Path, help="folder to write; an interrupted build goes on in it")
     build.add_argument("--image-column", default="image", help="holds the path of an image (image)")
     build.add_argument("--caption-column", default="caption", help="holds a caption, or a list (caption)")
-    build.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="(1000)")
+    build.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="good ones (1000)")
     build.set_defaults(run=_build)
 
     inspect = commands.add_parser("inspect", help="shards -> one HTML page of what is in them")
     inspect.add_argument("shards", nargs="+", help="tar files, braces, globs, folders, URLs")
     inspect.add_argument("--out", type=Path, default=Path("inspection.html"), help="(inspection.html)")
-    inspect.add_argument("--caption-key", help="txt or json.KEY; without it captions are not looked at")
+    inspect.add_argument(
+        "--caption-key", help="txt or json.KEY; '' not to look at captions (the config's, or else txt)"
+    )
     inspect.add_argument("--most", type=int, default=20_000, metavar="N", help="samples to look at (20000)")
     inspect.add_argument("--config", type=Path, help="a run's YAML: predicts tokens and fill")
     inspect.add_argument("--set", nargs="+", default=[], metavar="key=value", help="settings over the YAML's")

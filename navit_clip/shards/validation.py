@@ -17,7 +17,7 @@ from navit_clip.data.samples import read_sample
 from navit_clip.data.shards import Shard
 from navit_clip.data.tar_index import OpenShard
 from navit_clip.errors import DataError, SampleError
-from navit_clip.shards.manifest import FILE_NAME, read_manifest, sha256_of
+from navit_clip.shards.manifest import FILE_NAME, Manifest, read_manifest, sha256_of
 
 
 class Fault(NamedTuple):
@@ -51,8 +51,17 @@ def validate_shards(
         labels: whether samples need a label.
         workers: processes, each at a shard of its own.
         report: called with each fault as it is found.
+
+    Raises:
+        DataError: a manifest cannot be read.
     """
     check = partial(_check, caption_key=caption_key, labels=labels)
+    manifests = _manifests(shards)
+    checksums = {
+        str(folder / record.name): record.sha256
+        for folder, manifest in manifests.items()
+        for record in manifest.shards
+    }
     total, faults = 0, []
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(unit="samples", disable=None))
@@ -60,24 +69,26 @@ def validate_shards(
         if workers > 1:
             pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
             several = stack.enter_context(pool).map
-        for checked in several(check, shards):
+        for checked in several(check, shards, [checksums.get(shard.path) for shard in shards]):
             total += checked.samples
             faults += checked.faults
             for fault in checked.faults:
                 report(fault)
             bar.update(checked.samples + len(checked.faults))
-    for fault in _unfinished(shards):
+    for fault in _incomplete(shards, manifests):
         report(fault)
         faults.append(fault)
     return Checked(total, faults)
 
 
-def _check(shard: Shard, caption_key: str | None, labels: bool) -> Checked:
-    good, faults = 0, _against_manifest(shard)
+def _check(shard: Shard, checksum: str | None, caption_key: str | None, labels: bool) -> Checked:
     try:
         opened = OpenShard(shard)
     except DataError as error:
-        return Checked(0, [*faults, Fault(shard.name, "unreadable shard", str(error))])
+        return Checked(0, [Fault(shard.name, "unreadable shard", str(error))])
+    good, faults = 0, []
+    if checksum is not None and sha256_of(Path(shard.path)) != checksum:
+        faults.append(Fault(shard.name, "wrong checksum", f"{shard.path} is not the shard that was built"))
     for index in range(len(opened)):
         try:
             decode_image(read_sample(opened, index, caption_key, labels).image)
@@ -88,27 +99,26 @@ def _check(shard: Shard, caption_key: str | None, labels: bool) -> Checked:
     return Checked(good, faults)
 
 
-def _unfinished(shards: list[Shard]) -> Iterator[Fault]:
-    """Builds that were not finished, and shards that a manifest has and its folder has not."""
-    for folder in sorted({Path(shard.path).parent for shard in shards if shard.remote is None}):
-        if (manifest := read_manifest(folder)) is None:
-            continue
+def _manifests(shards: list[Shard]) -> dict[Path, Manifest]:
+    """Those beside shards, by folder."""
+    folders = sorted({Path(shard.path).parent for shard in shards if shard.remote is None})
+    found = {folder: read_manifest(folder) for folder in folders}
+    return {folder: manifest for folder, manifest in found.items() if manifest is not None}
+
+
+def _incomplete(shards: list[Shard], manifests: dict[Path, Manifest]) -> Iterator[Fault]:
+    """Builds that were not finished, and shards that only a manifest has, or only its folder."""
+    for folder, manifest in manifests.items():
         if not manifest.complete:
             detail = f"{folder / FILE_NAME} says that shards are yet to come; run `shards build` again"
             yield Fault(str(folder), "unfinished build", detail)
         for record in manifest.shards:
-            path = folder / record.name
-            if not path.exists():
-                yield Fault(path.stem, "missing shard", f"{path} is in manifest.json and not there")
-
-
-def _against_manifest(shard: Shard) -> list[Fault]:
-    if shard.remote is not None or (manifest := read_manifest(Path(shard.path).parent)) is None:
-        return []
-    path = Path(shard.path)
-    for record in manifest.shards:
-        if record.name == path.name:
-            if path.is_file() and sha256_of(path) != record.sha256:
-                return [Fault(shard.name, "wrong checksum", f"{path} is not the shard that was built")]
-            return []
-    return [Fault(shard.name, "not in the manifest", f"{path} is no shard of manifest.json beside it")]
+            if not (folder / record.name).exists():
+                detail = f"{folder / record.name} is in {FILE_NAME} and not there"
+                yield Fault(record.name.removesuffix(".tar"), "missing shard", detail)
+        known = {record.name for record in manifest.shards}
+        for shard in shards:
+            path = Path(shard.path)
+            if shard.remote is None and path.parent == folder and path.name not in known:
+                detail = f"{path} is no shard of {FILE_NAME} beside it"
+                yield Fault(shard.name, "not in the manifest", detail)

@@ -22,8 +22,10 @@ def corpus(tmp_path_factory):
     return folder, mark, *write_hostile(folder / "shards", mark)
 
 
-def files_of(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file()}
+def files_of(folder: Path, mark: Path) -> set[Path]:
+    """All files in a folder, and those where the cases' files would lie if they were extracted there."""
+    named = (folder / f"{case.name}.{kind}" for case in cases(mark) for kind in case.files)
+    return {path for path in (*folder.rglob("*"), *named) if path.is_file()}
 
 
 def test_there_are_enough_cases(corpus):
@@ -34,7 +36,7 @@ def test_there_are_enough_cases(corpus):
 def test_every_bad_sample_is_counted_and_every_good_one_used(corpus, workers, monkeypatch):
     folder, mark, shards, causes, used = corpus
     monkeypatch.chdir(folder)
-    before = files_of(folder)
+    before = files_of(folder, mark)
     config = DataConfig(
         shards=shards,
         resolution=ResolutionConfig(min_side=32, max_side=64),
@@ -56,7 +58,7 @@ def test_every_bad_sample_is_counted_and_every_good_one_used(corpus, workers, mo
         # Two epochs are behind every worker, and none is past its fourth.
         assert 2 * number <= skipped[cause] <= 4 * number, cause
     assert not mark.exists(), "code in a shard ran"
-    assert files_of(folder) == before
+    assert files_of(folder, mark) == before
 
 
 def test_validation_names_each_of_them_once(corpus, capsys, caplog):

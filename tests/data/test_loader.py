@@ -15,11 +15,13 @@ import torch
 
 from navit_clip.batch import caption_identity, lengths_of
 from navit_clip.config import build_config
+from navit_clip.data import stream
 from navit_clip.data.config import DataConfig, line_patience
 from navit_clip.data.dealing import deal_again
 from navit_clip.data.dropping import DropConfig, RateSchedule
 from navit_clip.data.loader import TrainLoader
 from navit_clip.data.resolution import ResolutionConfig, ResolutionStage
+from navit_clip.data.samples import read_sample
 from navit_clip.errors import CheckpointError, ConfigError, DataError
 from tests.data_builders import (
     encode_image,
@@ -328,6 +330,18 @@ def test_a_stream_goes_on_from_twenty_random_places(shards, workers):
         assert [bytes_of(batch) for batch in islice(resumed, 39 - stop)] == batches[stop + 1 :]
 
 
+def test_going_on_reads_what_waits_and_what_comes_and_nothing_of_the_past(shards, monkeypatch):
+    old = loader(shards)
+    past = sum(len(batch) for batch in islice(old, 60))
+    read, resumed = [], loader(shards)
+    monkeypatch.setattr(
+        stream, "read_sample", lambda *which, **how: read.append(which) or read_sample(*which, **how)
+    )
+    resumed.load_state(old.state())
+    next(iter(resumed))
+    assert 0 < len(read) < 60 < past / 4
+
+
 def test_sources_are_counted_by_themselves_and_come_by_their_weights(tmp_path, shards):
     write_shard(tmp_path / "bad.tar", [{"__key__": f"x{n}", "jpg": b"bad", "txt": "a"} for n in range(6)])
     patterns = [shards[0], shards[2], str(tmp_path / "bad.tar")]
@@ -359,6 +373,24 @@ def test_a_mixture_is_dealt_again_without_loss(shards):
             seen.update(pairs_of(batch))
     assert set(seen.values()) == {1}
     assert set(seen) <= set(reference)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resampled_samples_come_by_chance_and_never_drawn_alike(shards, ranks):
+    """Blocks come again before others come at all; and by their weights."""
+    seen, keys = Counter(), Counter()
+    for rank in range(ranks):
+        batches = loader(shards, rank, ranks, resampled=True, weights=[1.0, 1.0, 3.0], lookahead=1)
+        for batch in batches:
+            seen.update(pairs_of(batch))
+            keys.update(batch.keys)
+            if batches.epoch >= 12:
+                break
+    assert set(seen.values()) == {1}
+    assert max(keys.values()) > 2 * min(keys.values())
+    of_last = sum(number for key, number in keys.items() if key.startswith("shard-002"))
+    # Of 14, 1 and 18 samples, those of the last come thrice as often.
+    assert of_last / keys.total() == pytest.approx(54 / 69, abs=0.1)
 
 
 def test_a_total_of_faults_ends_it(tmp_path):

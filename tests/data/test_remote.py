@@ -9,6 +9,7 @@ from itertools import islice
 
 import fsspec
 import pytest
+from huggingface_hub import constants
 
 from navit_clip.data import remote
 from navit_clip.data.config import DataConfig
@@ -21,7 +22,7 @@ from navit_clip.data.shards import find_shards
 from navit_clip.data.tar_index import OpenShards
 from navit_clip.errors import ConfigError, DataError
 from tests.data_builders import draws_of, small_tokenizer, write_pairs
-from tests.servers import FAULTS, http_server, s3_server
+from tests.servers import FAULTS, HUB_DATASET, http_server, hub_server, s3_server
 
 SIZES = [5, 1, 6]
 KEYS = {f"shard-{shard:03d}/sample{number:05d}" for number, shard in enumerate([0] * 5 + [1] + [2] * 6)}
@@ -106,20 +107,54 @@ def test_from_s3_every_sample_comes_once_an_epoch(tmp_path, folder, faults, monk
             open_remote("s3://data/none.tar", settings)
 
 
+@pytest.fixture
+def hub(folder, monkeypatch):
+    with hub_server(folder, [*[None] * 5, "cut"]) as url:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        options = {"endpoint": url, "token": False, "skip_instance_cache": True}
+        monkeypatch.setitem(fsspec.config.conf, "hf", options)
+        yield f"hf://datasets/{HUB_DATASET}"
+
+
+def test_from_a_hub_every_sample_comes_once_an_epoch(tmp_path, folder, hub):
+    settings = config(tmp_path, timeout=20.0)
+    assert [shard.name for shard in find_shards([f"{hub}/*.tar"], settings)] == [
+        f"shard-00{n}" for n in range(3)
+    ]
+    check_exactly_once(folder, [f"{hub}/"], settings)
+    with pytest.raises(DataError, match=r"shard hf://.*/none.tar is not there, or not for us"):
+        open_remote(f"{hub}/none.tar", settings)
+
+
 def test_a_server_without_ranges_or_sizes_is_taken_at_its_word(tmp_path, folder):
     with http_server(folder, [None, "cut"], ranges=False) as url:
         data = fetched(f"{url}/shard-002.tar", config(tmp_path))
     assert data == (folder / "shard-002.tar").read_bytes()
 
 
-def test_what_is_gone_for_good_is_an_error_at_once(tmp_path, folder):
-    with http_server(folder) as url, pytest.raises(DataError, match=r"shard http.*none\.tar is not there"):
-        open_remote(f"{url}/none.tar", config(tmp_path, wait=60.0))
+@pytest.mark.parametrize("answer", ["401", "403", "404", "410"])
+def test_what_is_gone_for_good_is_an_error_at_once(tmp_path, folder, answer):
+    with (
+        http_server(folder, [answer]) as url,
+        pytest.raises(DataError, match=r"shard http.*\.tar is not there"),
+    ):
+        open_remote(f"{url}/shard-000.tar", config(tmp_path, wait=60.0))
 
 
-@pytest.mark.parametrize("fault", ["drop", "503"])
-def test_what_never_comes_is_an_error_after_the_retries(tmp_path, folder, fault):
-    with http_server(folder, [fault]) as url, pytest.raises(DataError, match=r"3 attempts in a row failed"):
+def test_waits_between_attempts_double_up_to_a_minute(tmp_path, folder, monkeypatch):
+    waits = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    with http_server(folder, ["drop"]) as url, pytest.raises(DataError, match=r"7 attempts in a row failed"):
+        open_remote(f"{url}/shard-000.tar", config(tmp_path, retries=6, wait=3.0))
+    assert waits == [3, 6, 12, 24, 48, 60]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("drop", "Server disconnected"), ("503", "503"), ("stall", "Timeout")]
+)
+def test_what_never_comes_is_an_error_after_the_retries(tmp_path, folder, fault, said):
+    failed = rf"3 attempts in a row failed, the last with .*{said}"
+    with http_server(folder, [fault]) as url, pytest.raises(DataError, match=failed):
         open_remote(f"{url}/shard-000.tar", config(tmp_path, retries=2))
 
 
@@ -152,7 +187,10 @@ def test_a_shard_that_changes_while_it_is_half_fetched_is_fetched_anew(tmp_path,
         assert fetched(f"{url}/shard-002.tar", config(tmp_path)) == changed
 
 
-def test_a_shard_that_changes_between_two_of_its_pieces_is_fetched_anew(tmp_path, folder, monkeypatch):
+@pytest.mark.parametrize("place", ["http", "hub"])
+def test_a_shard_that_changes_between_two_of_its_pieces_is_fetched_anew(
+    tmp_path, folder, monkeypatch, hub, place
+):
     path = folder / "shard-002.tar"
     changed = path.read_bytes()[::-1]  # of the same size
     piece, pieces = remote._piece, []
@@ -165,7 +203,8 @@ def test_a_shard_that_changes_between_two_of_its_pieces_is_fetched_anew(tmp_path
 
     monkeypatch.setattr(remote, "_piece", change_after_the_first)
     with http_server(folder) as url:
-        assert fetched(f"{url}/shard-002.tar", config(tmp_path)) == changed
+        source = hub if place == "hub" else url
+        assert fetched(f"{source}/shard-002.tar", config(tmp_path)) == changed
     assert len(pieces) > 2
 
 

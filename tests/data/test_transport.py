@@ -1,7 +1,12 @@
 """What arrives on the device is what was sent."""
 
+import pickle
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
+from types import FrameType
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ from navit_clip.batch import Batch, map_tensors
 from navit_clip.data.pairs import Pair, batch_of
 from navit_clip.data.patches import image_patches
 from navit_clip.data.transport import (
+    Block,
     NewBlock,
     Parcel,
     ReceivedBlocks,
@@ -70,17 +76,26 @@ class _Packing(IterableDataset):
             yield blocks.send(Parcel.of(batch)), one and storages[0].is_shared()
 
 
-def handed_over(received: ReceivedBlocks, sizes: list[int]) -> Iterator[Batch]:
+SIZES = [3, 1, 9, 3, 2, 30, 3, 1, 9, 4] * 4
+"""Of more batches than a worker has blocks."""
+
+
+def handed_over(received: ReceivedBlocks, sizes: list[int], pin_memory: bool = False) -> Iterator[Batch]:
     loader = DataLoader(
         _Packing(received.number, sizes),
         batch_size=None,
         num_workers=1,
         prefetch_factor=1,
+        pin_memory=pin_memory,
         collate_fn=lambda handed: handed,
     )
     for number, (parcel, was_shared) in enumerate(loader):
         assert was_shared
+        assert parcel.memory.is_pinned() == pin_memory
         batch = parcel.open()
+        num_bytes = sum(tensor.nbytes for tensor in tensors_of(batch))
+        # What is pinned is this, not the whole block, which may be any number of times as large.
+        assert num_bytes <= len(parcel.memory) < num_bytes + 8 * len(tensors_of(batch))
         check_equal(batch, some_batch(number, sizes[number]))
         yield batch
 
@@ -101,9 +116,8 @@ def test_a_worker_packs_straight_into_the_memory_that_it_shares_and_uses_it_agai
 
 
 def test_what_is_held_is_left_alone():
-    sizes = [3, 1, 9, 3, 2, 30, 3, 1, 9, 4] * 4  # more than there are blocks
-    held = list(handed_over(ReceivedBlocks(), sizes))
-    for number, (batch, size) in enumerate(zip(held, sizes, strict=True)):
+    held = list(handed_over(ReceivedBlocks(), SIZES))
+    for number, (batch, size) in enumerate(zip(held, SIZES, strict=True)):
         check_equal(batch, some_batch(number, size))
 
 
@@ -121,6 +135,68 @@ def test_a_batch_that_needs_more_room_gets_another_block():
     for _ in handed_over(received, [1] * 10 + [100] * 10 + [1] * 10):
         pass
     assert len(received) <= 4
+
+
+def test_the_training_process_does_no_more_for_more_images():
+    """Calls of functions, Python's and C's, from what the queue holds to a batch on its device."""
+
+    def calls(size: int) -> int:
+        received = ReceivedBlocks()
+        blocks, num_calls = SharedBlocks(received.number, worker=0), 0
+        for number in range(2):  # the second goes without the block's handle
+            parcel = blocks.send(Parcel.of(some_batch(number, size, blocks.new)))
+            sent = ForkingPickler.dumps(parcel)
+            if number == 0:
+                first = pickle.loads(sent)
+            blocks._blocks[0].flag[0] = 0
+
+        def count(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal num_calls
+            num_calls += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        moved = Transfer(torch.device("cpu"))(pickle.loads(sent).open())
+        sys.setprofile(None)
+        assert len(moved.keys) == size
+        del first
+        return num_calls
+
+    calls(1)  # what is done the first time alone
+    assert 0 < calls(300) == calls(3)
+
+
+def test_what_lies_elsewhere_is_not_handed_over():
+    batch = some_batch()
+    images, captions = batch.images, batch.captions
+    for other in (
+        replace(batch, captions=replace(captions, ids=captions.ids.clone())),
+        replace(batch, images=replace(images, patches=images.patches[:, ::2])),
+    ):
+        with pytest.raises(ValueError, match="was not made in the batch's block"):
+            Parcel.of(other)
+
+
+def test_a_block_that_is_full_gives_no_more():
+    block = Block(torch.zeros(20, dtype=torch.uint8))
+    block.empty((3,), torch.int32)
+    with pytest.raises(ValueError, match="a block of 20 bytes has no room up to byte 24"):
+        block.empty((1,), torch.int64)
+    assert len(block.empty((4,), torch.uint8)) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_blocks_that_are_used_again_arrive_on_a_gpu():
+    """Pinned by DataLoader's thread, and let go while the GPU is still behind with work."""
+    device = torch.device("cuda", 0)
+    received, transfer, moved = ReceivedBlocks(), Transfer(device), []
+    work = torch.ones(4096, 4096, device=device)
+    for batch in handed_over(received, SIZES, pin_memory=True):
+        work = work @ work / 4096
+        moved.append(transfer(batch))
+    assert len(received) <= 5
+    for number, (batch, size) in enumerate(zip(moved, SIZES, strict=True)):
+        check_equal(batch.to("cpu"), some_batch(number, size))
 
 
 @pytest.mark.gpu

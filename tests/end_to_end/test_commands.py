@@ -117,9 +117,23 @@ def test_bad_shards_are_counted_and_the_run_goes_on(tmp_path: Path):
     write_shard(shards / "bad.tar", bad)
     (shards / "cut.tar").write_bytes((shards / "shard-000.tar").read_bytes()[:100_000])
     save_config(config, tmp_path / "run.yaml")
-    said = succeeds("train", tmp_path / "run.yaml", "pairs=250", "data.num_workers=2")
+    good, cut, broken = (f"{shards}/{name}.tar" for name in ("shard-*", "cut", "bad"))
+    sources = f"data.shards=[{good},{cut},{broken}]"
+    said = succeeds("train", tmp_path / "run.yaml", "pairs=250", "data.num_workers=2", sources)
+    lines = said.splitlines()
+    (total,) = (line for line in lines if " samples: " in line)
     for cause in ("undecodable image", "empty caption", "no caption", "truncated shard"):
-        assert cause in said
+        assert cause in total
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    counts = [row for row in rows if "sources" in row][-1]["sources"]
+    assert list(counts) == [good, cut, broken]
+    assert "truncated shard" in counts[cut]["skipped"]
+    assert "truncated shard" not in {**counts[good]["skipped"], **counts[broken]["skipped"]}
+    assert counts[broken]["used"] == 0 < counts[good]["used"]
+    for source, of_source in counts.items():
+        (line,) = (line for line in lines if f"samples of {source}: " in line)
+        assert f"{of_source['used']} used" in line
+        assert all(cause in line for cause in of_source["skipped"])
 
 
 def test_input_that_cannot_be_used_is_one_clear_line(tmp_path: Path):

@@ -8,7 +8,8 @@ import pytest
 from navit_clip.cli import main
 from navit_clip.data.faults import Faults
 from navit_clip.data.samples import read_samples
-from navit_clip.errors import DataError
+from navit_clip.errors import ConfigError, DataError
+from navit_clip.file_lock import locked
 from navit_clip.shards import building
 from navit_clip.shards.building import Build, build_shards
 from navit_clip.shards.manifest import read_manifest, sha256_of
@@ -148,8 +149,62 @@ def test_a_shard_that_the_manifest_does_not_have_is_named(tmp_path, images):
 
 def test_rows_without_an_image_are_counted_one_by_one(tmp_path, images):
     table = write_csv(tmp_path / "t.csv", [("", "x"), ("", "y"), ("", "z"), *rows()])
-    _, faults = build(images, table, tmp_path / "out")
+    manifest, faults = build(images, table, tmp_path / "out")
     assert faults.counts == {"no image": 3}
+    assert [(shard.samples, shard.rows) for shard in manifest.shards] == [(3, 6), (3, 3), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "sizes"),
+    [
+        (range(3), [3, 3, 1]),
+        (range(3, 9), [3, 3, 1]),
+        (range(6, 7), [3, 3, 1]),
+        (range(7, 14), [3, 3, 1]),
+        (range(7, 15), [7]),
+    ],
+)
+def test_a_shard_without_samples_is_not_written(tmp_path, images, bad, sizes):
+    """Bad images, wherever in the table they are, make a shard of more of it, not one of fewer samples."""
+    names = iter(CAPTIONS)
+    lines = [(f"gone{n}.png" if n in bad else next(names), f"of row {n}") for n in range(7 + len(bad))]
+    table = write_csv(tmp_path / "t.csv", lines)
+    for _ in range(2):  # again, where all is there
+        manifest, faults = build(images, table, tmp_path / "out", images_per_shard=sizes[0])
+        assert manifest == read_manifest(tmp_path / "out")
+        assert [shard.samples for shard in manifest.shards] == sizes
+        assert sum(shard.rows for shard in manifest.shards) == 7 + len(bad)
+        assert faults.counts == manifest.skipped == {"missing image": len(bad)}
+    written = sorted((tmp_path / "out").glob("*.tar"))
+    assert [path.name for path in written] == [f"{number:05d}.tar" for number in range(len(sizes))]
+    written[-1].unlink()
+    assert build(images, table, tmp_path / "out", images_per_shard=sizes[0])[0] == manifest
+    assert main(["shards", "validate", str(tmp_path / "out")]) == 0
+
+
+def test_two_builds_at_once_in_one_folder_are_one_too_many(tmp_path, images):
+    table = write_csv(tmp_path / "t.csv", rows())
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out" / building.LOCK_FILE):
+        with pytest.raises(DataError, match="out: another build is at work in it"):
+            build(images, table, tmp_path / "out")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [building.LOCK_FILE]
+    build(images, table, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [".manifest.json.partial", ".00001.tar.partial", building.LOCK_FILE])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, images, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match=f"out/{name}: cannot be written: Is a directory"):
+        build(images, write_csv(tmp_path / "t.csv", rows()), tmp_path / "out")
+
+
+def test_a_shard_has_a_sample_at_least(tmp_path, images, capsys):
+    with pytest.raises(ConfigError, match="images_per_shard: expected at least 1, found 0"):
+        Build(images, tmp_path / "t.csv", tmp_path / "out", images_per_shard=0)
+    command = ["shards", "build", str(images), str(tmp_path / "t.csv"), str(tmp_path / "out")]
+    assert main([*command, "--images-per-shard", "0"]) == 2
+    assert "images_per_shard: expected at least 1, found 0" in capsys.readouterr().err
 
 
 def test_a_build_that_ended_before_its_first_shard_was_in_the_manifest_goes_on(tmp_path, images, monkeypatch):

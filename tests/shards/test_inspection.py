@@ -56,8 +56,11 @@ def test_the_page_is_whole_and_predicts(tmp_path, capsys):
         "data: {shards: [elsewhere.tar], tokens_per_batch: 300, resolution: {min_side: 40, max_side: 40}}\n"
     )
     page = tmp_path / "page.html"
-    command = ["shards", "inspect", *shards, "--caption-key", "txt", "--out", str(page)]
+    command = ["shards", "inspect", *shards, "--out", str(page)]
+    assert main([*command, "--caption-key", ""]) == 0
+    assert page.read_text().count("<svg") == 2
     assert main(command) == 0
+    assert "words a caption, median" in page.read_text()
     assert "with this config" not in page.read_text()
     assert main([*command, "--config", str(config), "--set", "data.drop.rate=0.2"]) == 0
     text = page.read_text()
