@@ -62,6 +62,13 @@ def test_towers_come_from_a_model_folder(tmp_path: Path, towers, expected):
     assert copied(source, model) == expected
 
 
+def test_weights_from_elsewhere_decay_only_when_asked_to():
+    assert InitialWeightsConfig(text="there").undecayed == ("text",)
+    assert set(InitialWeightsConfig(image="here", text="there").undecayed) == {"image", "text"}
+    assert InitialWeightsConfig(image="here", weight_decay=True).undecayed == ()
+    assert InitialWeightsConfig().undecayed == ()
+
+
 def test_what_does_not_fit_is_listed(tmp_path: Path):
     config = small_run(tmp_path).model
     trained(tmp_path / "model", config)
