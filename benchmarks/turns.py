@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import statistics
 import time
@@ -15,10 +16,10 @@ import torch
 Found = TypeVar("Found")
 
 CPU = torch.device("cpu")
-PRODUCT = "matrix product"
-"""What the machine itself does in its turn."""
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 """Of the matrices: large enough that a machine multiplies none faster."""
+PRODUCTS = 2
+"""Of them in a turn, which a clock can tell apart."""
 
 
 class Timing(NamedTuple):
@@ -28,6 +29,8 @@ class Timing(NamedTuple):
     """The median."""
     spread: float
     """The longest turn less the shortest, over the median."""
+    yards: float
+    """The median of a turn's seconds over those of the yardstick beside it; nan without one."""
 
 
 def take_turns(
@@ -36,6 +39,7 @@ def take_turns(
     device: torch.device = CPU,
     clock: Callable[[], float] = time.perf_counter,
     warm: bool = True,
+    yardstick: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Runs everything once to warm up, and then in turns, each round beginning with another.
 
@@ -47,26 +51,45 @@ def take_turns(
         device: what has to be idle before the clock is read.
         clock: seconds; `time.process_time` counts those of the CPU.
         warm: whether to warm up; runs of minutes need not.
+        yardstick: what the machine itself can do, timed before and after every turn: its rate may change by a
+            third from one minute to the next where other machines share its cores.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    yards: dict[str, list[float]] = {name: [] for name in runs}
+
+    def yard() -> float:
+        return math.nan if yardstick is None else _elapsed(yardstick, device, clock)
+
     for turn in range(rounds + warm):
         first = turn % len(runs)
         order = [*runs][first:] + [*runs][:first]
+        before = yard()
         for name in order:
-            elapsed = _elapsed(runs[name], device, clock)
+            elapsed, after = _elapsed(runs[name], device, clock), yard()
             if turn >= warm:
                 seconds[name].append(elapsed)
+                yards[name].append(elapsed / statistics.mean((before, after)))
+            before = after
     return {
-        name: Timing(statistics.median(times), (max(times) - min(times)) / statistics.median(times))
+        name: Timing(
+            statistics.median(times),
+            (max(times) - min(times)) / statistics.median(times),
+            statistics.median(yards[name]),
+        )
         for name, times in seconds.items()
     }
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
-    """A large matrix product, and its floating-point operations."""
+    """A large matrix product, a few times over, and the floating-point operations of all."""
     side = PRODUCT_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return lambda: left @ right, 2.0 * side**3
+
+    def products() -> None:
+        for _ in range(PRODUCTS):
+            _ = left @ right
+
+    return products, PRODUCTS * 2.0 * side**3
 
 
 def apart(function: Callable[..., Found], *arguments: object) -> Found:

@@ -11,8 +11,9 @@ model's turns. On a GPU in bfloat16 under autocast, on a CPU in fp32. Peers that
 and left out: pip install 'navit-clip[peers]' brings them.
 
 The share of the peak is floating-point operations a second on real tokens, the same number of operations for
-all, over those of a large matrix product that takes its turn in the same rounds. Peak memory is what forward
-and backward need beyond weights and inputs, each in a process of its own.
+all, over those of a large matrix product. It is timed before and after every turn, and the shares and the
+peers' times are all counted in its time, since what a machine can do changes from minute to minute. Peak
+memory is what forward and backward need beyond weights and inputs, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -137,18 +138,18 @@ def rates(
         machine: where.
     """
     product, product_flops = turns.matrix_product(machine.device, machine.dtype)
-    timings = turns.take_turns({**runs, turns.PRODUCT: product}, rounds, machine.device)
-    peak = product_flops / timings.pop(turns.PRODUCT).seconds
-    print(f"{number} pairs or images; matrix product {peak / 1e9:.0f} GFLOP/s")
-    first = next(iter(timings.values())).seconds
+    timings = turns.take_turns(runs, rounds, machine.device, yardstick=product)
+    first = next(iter(timings.values()))
+    peak = product_flops * first.yards / first.seconds
+    print(f"{number} pairs or images; matrix product about {peak / 1e9:.0f} GFLOP/s")
     return [
         {
             "name": name,
             "images_per_second": number / timing.seconds,
             "tokens_per_second": work[name].tokens / timing.seconds,
-            "times_the_first": timing.seconds / first,
+            "times_the_first": timing.yards / first.yards,
             "spread": timing.spread,
-            "share_of_peak": work[name].flops / timing.seconds / peak,
+            "share_of_peak": work[name].flops / (timing.yards * product_flops),
         }
         for name, timing in timings.items()
     ]
