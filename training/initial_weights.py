@@ -39,12 +39,13 @@ def load_initial_weights(config: InitialWeightsConfig, model: TwoTowers, tokeniz
     Raises:
         CheckpointError: a folder holds no model, or another one than the run's; says what differs.
     """
+    places = {tower: resolve_model_folder(folder).resolve() for tower, folder in config.folders.items()}
     for tower, folder in config.folders.items():
-        source = load_model(resolve_model_folder(folder))
+        source = load_model(places[tower])
         if tower == "text":
             _check_same_tokenizer(source.tokenizer, tokenizer, folder)
         copy_tower(source.model, model, tower, where=folder)
-        if config.image == config.text:
+        if places.get("image") == places.get("text"):
             model.logit_scale.data.copy_(source.model.logit_scale)
             model.logit_bias.data.copy_(source.model.logit_bias)
 

@@ -32,6 +32,7 @@ from navit_clip.errors import CheckpointError
 from navit_clip.huggingface import open_clip_format, own_architecture, siglip, siglip2
 from navit_clip.huggingface.import_verification import verify_import
 from navit_clip.huggingface.open_clip_weights import clip_weights
+from navit_clip.huggingface.pixel_range import check_pixel_range
 from navit_clip.huggingface.quiet import quiet_transformers
 from navit_clip.huggingface.weight_files import missing_weights, read_json, read_weights
 from navit_clip.model import ClipConfig, TwoTowers
@@ -153,6 +154,7 @@ def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None)
         ) from error
     siglip2_config = siglip.siglip2_config_of(config) if isinstance(config, SiglipConfig) else config
     ours = siglip2.clip_config(siglip2_config)
+    check_pixel_range(folder)
     _check_whole(folder, ["model"])
     weights = read_weights(folder, ["model"], allow_pickle)
     # Checkpoints of older versions hold the numbers 0, 1, 2 … of the positions, too.
@@ -171,6 +173,7 @@ def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None)
 def _import_own(folder: Path, settings: dict[str, Any]) -> ImportedModel:
     """What `navit-clip export --format own` wrote; the code that lies there is not run, ours is."""
     config = own_architecture.clip_config(settings)
+    check_pixel_range(folder)
     attended_padding = bool(settings["text_config"].get("attended_padding"))
     theirs = own_architecture.NavitSiglipModel(own_architecture.own_config(config, attended_padding, {}))
     _check_whole(folder, ["model"])
@@ -192,6 +195,7 @@ def _import_open_clip(folder: Path, allow_pickle: bool, tanh_gelu: bool) -> Impo
     settings = read_json(folder / open_clip_format.CONFIG_FILE)
     model = open_clip_format.open_clip_model(settings, tanh_gelu)
     config = open_clip_format.clip_config(model)
+    check_pixel_range(folder)
     names = ["open_clip_model", "model"]
     _check_whole(folder, names, with_tokenizer=model.text.hf_tokenizer_name is not None)
     found = read_weights(folder, names, allow_pickle)

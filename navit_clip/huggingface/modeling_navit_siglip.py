@@ -304,6 +304,10 @@ class Positions(nn.Module):
     def forward(self, position: Tensor, grid: Tensor) -> Tensor:
         """Args: row and column of each patch, and rows and columns of its image, both [rows, length, 2]."""
         config, side = self.config, self.config.position_table_side
+        if config.position_kind == "learned_2d" or (
+            config.position_kind == "learned" and config.position_coordinates == "absolute"
+        ):
+            check_longest(grid, side, "rows and columns of an image's grid")
         if config.position_coordinates == "fractional_longer":
             grid = grid.amax(dim=-1, keepdim=True).expand_as(grid)
         if config.position_kind == "learned_2d":
@@ -338,6 +342,15 @@ class Positions(nn.Module):
         if self.config.position_combination == "stack":
             return torch.cat([row, column], dim=-1)
         return row * column if self.config.position_combination == "product" else row + column
+
+
+def check_longest(found: int | Tensor, most: int, what: str) -> None:
+    """What is longer than its table would take a place that is another's, or lose its end."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return  # a graph has no errors
+    longest = found if isinstance(found, int) else int(found.max())
+    if longest > most:
+        raise ValueError(f"{what}: expected at most {most}, found {longest}")
 
 
 def resize_weights(index: Tensor, size: Tensor, table_side: int) -> Tensor:
@@ -464,9 +477,11 @@ class NavitSiglipTextModel(NavitSiglipPreTrainedModel):
         if self.config.attended_padding and cu_seqlens is None:
             if attention_mask is not None:
                 input_ids = input_ids.where(attention_mask.bool(), self.config.pad_token_id)
+            check_longest(input_ids.shape[1], length, "tokens of a caption")
             input_ids = F.pad(input_ids, (0, length - input_ids.shape[1]), value=self.config.pad_token_id)
             attention_mask = None
         layout = Layout(input_ids, attention_mask, cu_seqlens)
+        check_longest(layout.lengths, length, "tokens of a caption")
         index = layout.place
         if self.config.alignment == "right":
             index = index + length - layout.per_token(layout.lengths)

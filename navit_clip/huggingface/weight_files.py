@@ -108,7 +108,7 @@ def _shards(index: Path) -> list[str]:
         raise CheckpointError(f"{index}: expected a weight_map from weights to files, found none")
     files = sorted({str(name) for name in weight_map.values()})
     # An index could name a file anywhere; a shard lies beside it.
-    if outside := [name for name in files if Path(name).name != name]:
+    if outside := [name for name in files if Path(name).name != name or name in ("", "..")]:
         raise CheckpointError(f"{index}: names files outside its folder: {', '.join(outside)}")
     return files
 
@@ -119,7 +119,7 @@ def _read_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
     for path in paths:
         try:
             weights |= load_file(path)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             broken.append(f"{path.name} ({error})")
     if broken:
         raise CheckpointError(f"{paths[0].parent}: not readable as safetensors: {', '.join(broken)}")

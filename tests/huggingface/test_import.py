@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -306,11 +307,12 @@ def test_a_half_copied_folder_is_listed(tmp_path):
         import_folder(folder)
 
 
-def test_an_index_names_no_file_elsewhere(tmp_path):
+@pytest.mark.parametrize("name", ["../secret.safetensors", "..", ""])
+def test_an_index_names_no_file_elsewhere(tmp_path, name):
     siglip2_folder(tmp_path / "google", max_shard_size="10KB")
     index = tmp_path / "google" / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"logit_bias": "../secret.safetensors"}}))
-    with pytest.raises(CheckpointError, match=r"names files outside its folder: \.\./secret"):
+    index.write_text(json.dumps({"weight_map": {"logit_bias": name}}))
+    with pytest.raises(CheckpointError, match=f"names files outside its folder: {re.escape(name)}$"):
         import_folder(tmp_path / "google")
 
 
@@ -328,6 +330,41 @@ def test_an_index_names_no_file_elsewhere(tmp_path):
 def test_other_folders_are_refused(tmp_path, content, message):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=message):
+        import_folder(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            {"image_mean": [0.48, 0.46, 0.41]},
+            r"image_mean: expected \[0.5, 0.5, 0.5\], found \[0.48, 0.46, 0.41\]$",
+        ),
+        (
+            {"image_mean": 0.5, "image_std": [0.5, 0.5, 1.0]},
+            r"image_std: expected .*, found \[0.5, 0.5, 1.0\]$",
+        ),
+        ({"do_normalize": False}, "do_normalize: expected True, found False$"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor: expected 0.0039"),
+    ],
+    ids=str,
+)
+def test_pictures_that_are_normalised_otherwise_are_refused(tmp_path, file, said, message):
+    siglip2_folder(tmp_path)
+    (tmp_path / file).write_text(
+        json.dumps({"image_processor": said} if file.startswith("processor") else said)
+    )
+    with pytest.raises(CheckpointError, match=f"{file}: pictures reach that model otherwise.* {message}"):
+        import_folder(tmp_path)
+
+
+@pytest.mark.parametrize("preprocess", [{"mean": [0.48, 0.46, 0.41], "std": [0.5] * 3}, {}])
+def test_pictures_that_open_clip_normalises_otherwise_are_refused(tmp_path, preprocess):
+    open_clip_folder(tmp_path)
+    file = tmp_path / "open_clip_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "preprocess_cfg": preprocess}))
+    with pytest.raises(CheckpointError, match=r"mean: expected \[0.5, 0.5, 0.5\], found .0.48"):
         import_folder(tmp_path)
 
 

@@ -440,6 +440,26 @@ def test_a_pack_with_wrong_offsets_is_refused():
         theirs.get_text_features(torch.ones(1, 4, dtype=torch.long), cu_seqlens=torch.tensor([0, 2, 5]))
 
 
+@pytest.mark.parametrize("position", [("learned_2d", "fractional", "sum"), ("learned", "absolute", "sum")])
+def test_a_grid_beyond_the_table_is_refused(position):
+    theirs = remote(built(position))
+    images = padded_images(pack(noise_images([(3, 13)], patch_size=4)))
+    with pytest.raises(
+        ValueError, match="rows and columns of an image's grid: expected at most 12, found 13"
+    ):
+        theirs.get_image_features(**images)
+
+
+@pytest.mark.parametrize("attended_padding", [False, True])
+@pytest.mark.parametrize("alignment", ["left", "right"])
+def test_a_caption_beyond_the_context_is_refused(alignment, attended_padding):
+    model = built(ONE_OF_EACH_KIND[0], alignment=alignment)
+    theirs = NavitSiglipModel._from_config(own_config(model.config, attended_padding, token_ids={}))
+    captions = padded_captions(noise_captions([65, 7], 600), "right", 70)
+    with pytest.raises(ValueError, match=r"tokens of a caption: expected at most 64, found (65|70)"):
+        theirs.get_text_features(**captions)
+
+
 OPEN_ELSEWHERE = """
 import importlib.abc, json, sys
 

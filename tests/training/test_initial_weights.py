@@ -57,7 +57,8 @@ def test_towers_come_from_a_model_folder(tmp_path: Path, towers, expected):
     config = small_run(tmp_path).model
     source = trained(tmp_path / "model", config)
     model = TwoTowers(config)
-    folders = InitialWeightsConfig(**dict.fromkeys(towers, str(tmp_path / "model")))
+    spellings = {"image": f"{tmp_path}/model", "text": f"{tmp_path}/./model/"}
+    folders = InitialWeightsConfig(**{tower: spellings[tower] for tower in towers})
     load_initial_weights(folders, model, small_tokenizer())
     assert copied(source, model) == expected
 
