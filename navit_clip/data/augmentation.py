@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
+from navit_clip.data.draws import Random
 from navit_clip.errors import ConfigError
 
 
@@ -29,11 +30,13 @@ class AugmentationConfig:
         if not 0 <= self.mirror <= 1:
             raise ConfigError(f"mirror: expected a chance in [0, 1], found {self.mirror}")
 
-    def draw_view(self, random: np.random.Generator) -> View:
+    def draw_view(self, random: Random) -> View:
         """A crop and whether to mirror it; draws nothing where nothing may happen."""
+        if self.min_area == 1 and self.mirror == 0:
+            return WHOLE
         scale = random.uniform(self.min_area, 1) ** 0.5 if self.min_area < 1 else 1.0
-        top, left = random.random(2) if self.min_area < 1 else (0.0, 0.0)
-        return View(scale, float(top), float(left), self.mirror > 0 and random.random() < self.mirror)
+        top, left = (random.random(), random.random()) if self.min_area < 1 else (0.0, 0.0)
+        return View(scale, top, left, self.mirror > 0 and random.random() < self.mirror)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +63,7 @@ class View:
         left = int(self.left * (picture.shape[1] - width + 1))
         crop = picture[top : top + height, left : left + width]
         return np.ascontiguousarray(crop[:, ::-1] if self.mirrored else crop)
+
+
+WHOLE = View(scale=1.0, top=0.0, left=0.0, mirrored=False)
+"""All of a picture, as it is."""

@@ -77,4 +77,5 @@ def _deal(old: Sequence[StreamState], num_streams: int) -> list[StreamState]:
 def _blocks_left(walk: WalkState, frontier: int, stride: int) -> list[list[int]]:
     """[position, cursor] of the blocks before the frontier that a worker has not finished."""
     unopened = [[position, 0] for position in range(walk["next"], frontier, stride)]
-    return [block[:2] for block in walk["open"]] + walk["backlog"] + unopened
+    left = [[position, cursor] for position, _, cursor, _ in walk["open"]]
+    return left + walk["backlog"] + unopened

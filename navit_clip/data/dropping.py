@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from navit_clip.data.draws import truncated_normal
+from navit_clip.data.draws import Random, truncated_normal
 from navit_clip.errors import ConfigError
 
 BETA_TOTAL = 7 / 3
@@ -104,7 +104,7 @@ class DropConfig:
                     + (f" to {highest} over the schedule" if self.schedule else "")
                 )
 
-    def draw_rate(self, random: np.random.Generator, images_seen: float, length: float) -> float:
+    def draw_rate(self, random: Random, images_seen: float, length: float) -> float:
         """The share that an image loses.
 
         Args:
@@ -150,7 +150,7 @@ def num_kept(num_patches: int, rate: float) -> int:
     return max(1, round(num_patches * (1 - rate)))
 
 
-def draw_kept(num_patches: int, rate: float, random: np.random.Generator) -> Int64[np.ndarray, " kept"]:
+def draw_kept(num_patches: int, rate: float, random: Random) -> Int64[np.ndarray, " kept"]:
     """Which patches stay: ascending numbers below `num_patches`."""
     kept = num_kept(num_patches, rate)
     if kept == num_patches:

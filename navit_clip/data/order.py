@@ -8,19 +8,20 @@ blocks than workers, some simply walk in a later epoch than others.
 
 A worker keeps a window of blocks open, all of one epoch, and takes each next sample from a random one of
 them, weighted by what they have left; inside, a block is permuted too. The shuffle radius is therefore the
-window's blocks. The state is small: the position in the sequence, and the open blocks with their cursors.
+window's blocks. All turns until a block runs out are drawn at once. The state is small: the position in the
+sequence, and the open blocks with their cursors.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from typing import NamedTuple, TypedDict
 
 import numpy as np
+from jaxtyping import Int64
 
 from navit_clip.data.draws import seed_of
 from navit_clip.errors import CheckpointError
@@ -45,7 +46,7 @@ class WalkState(TypedDict):
     backlog: list[list[int]]
     """[position, cursor] of blocks that come before the sequence goes on: left by a dealing again."""
     open: list[list[int]]
-    """[position, cursor, samples] of the window's blocks."""
+    """[position, cursor when the window was filled, cursor, samples] of the window's blocks."""
     closed: float
     """Blocks done with; a dealing again shares them evenly."""
 
@@ -108,13 +109,13 @@ class BlockOrder:
         """The number of the shard that the block at a position lies in."""
         return self._at(position)[0] // self.blocks_per_shard
 
-    def samples(self, position: int, shard_size: int) -> list[int]:
+    def samples(self, position: int, shard_size: int) -> Int64[np.ndarray, " samples"]:
         """Numbers within the shard of the block's samples, shuffled; none where the shard is too small."""
         part = self._at(position)[0] % self.blocks_per_shard
         start = shard_size * part // self.blocks_per_shard
         end = shard_size * (part + 1) // self.blocks_per_shard
         random = np.random.default_rng(seed_of("block", self.seed, position))
-        return (start + random.permutation(end - start)).tolist()
+        return start + random.permutation(end - start)
 
     def _at(self, position: int) -> tuple[int, int]:
         """The block at a position, and its visit."""
@@ -150,7 +151,7 @@ class _OpenBlock:
     epoch: int
     visit: int
     shard: int
-    samples: list[int]
+    samples: Int64[np.ndarray, " samples"]
     cursor: int
 
     @property
@@ -188,39 +189,82 @@ class Walk:
         self._shard_size = shard_size
         self._prepare = prepare
         self._next = state["next"]
-        self._backlog = [(position, cursor) for position, cursor in state["backlog"]]
+        self._backlog = deque((position, cursor) for position, cursor in state["backlog"])
         self._closed = state["closed"]
-        self._open = [self._opened(position, cursor) for position, cursor, _ in state["open"]]
-        for block, (_, _, size) in zip(self._open, state["open"], strict=True):
+        self._open = [self._opened(position, begun) for position, begun, _, _ in state["open"]]
+        for block, (_, _, _, size) in zip(self._open, state["open"], strict=True):
             if len(block.samples) != size:
                 raise CheckpointError(
                     f"shard number {block.shard} has changed: a block of it that had {size} samples when the "
                     f"checkpoint was written has {len(block.samples)}"
                 )
+        self._plan()
+        self._taken = sum(cursor - begun for _, begun, cursor, _ in state["open"])
 
     def __iter__(self) -> Walk:
         return self
 
     def __next__(self) -> Place:
-        self._fill_window()
-        # A block's chance is what it has left; everything the choice depends on is in the state.
-        ends = list(accumulate(block.num_left for block in self._open))
-        words = ("window", self._order.seed, self._open[0].position, self._next, ends[-1])
-        block = self._open[bisect_right(ends, seed_of(*words) % ends[-1])]
-        place = Place(block.visit, block.position, block.shard, block.samples[block.cursor])
-        block.cursor += 1
-        if not block.num_left:
-            self._open.remove(block)
-            self._closed += 1
+        place = self.ahead(1)[0]
+        self._taken += 1
         return place
 
+    def ahead(self, number: int) -> list[Place]:
+        """The next places, one to `number` of them, which are yet to be taken."""
+        while self._taken == len(self._turns):
+            self._let_go()
+            self._fill_window()
+            self._plan()
+        part = slice(self._taken, self._taken + number)
+        blocks = [self._open[turn] for turn in self._turns[part].tolist()]
+        return [
+            Place(block.visit, block.position, block.shard, entry)
+            for block, entry in zip(blocks, self._entries[part].tolist(), strict=True)
+        ]
+
     def state(self) -> WalkState:
+        """Where the walk is after what was taken."""
+        blocks = zip(self._open, self._num_taken(), strict=True)
         return {
             "next": self._next,
             "backlog": [list(block) for block in self._backlog],
-            "open": [[block.position, block.cursor, len(block.samples)] for block in self._open],
+            "open": [
+                [block.position, block.cursor, block.cursor + taken, len(block.samples)]
+                for block, taken in blocks
+            ],
             "closed": self._closed,
         }
+
+    def _plan(self) -> None:
+        """Draws which blocks of the window have the next turns, and what they give, until one runs out.
+
+        Each sample that is left is as likely to be next; everything the draw depends on is in the state.
+        """
+        left = [block.num_left for block in self._open]
+        turns = np.repeat(np.arange(len(left)), left)
+        if self._open:
+            words = ("window", self._order.seed, self._open[0].position, self._next, len(turns))
+            np.random.default_rng(seed_of(*words)).shuffle(turns)
+            last_turns = [np.flatnonzero(turns == number)[-1] for number in range(len(left))]
+            turns = turns[: min(last_turns) + 1]
+        self._turns = turns
+        self._entries = np.empty_like(turns)
+        for number, block in enumerate(self._open):
+            own = turns == number
+            self._entries[own] = block.samples[block.cursor :][: own.sum()]
+        self._taken = 0
+
+    def _num_taken(self) -> list[int]:
+        """Of each block of the window, since the plan was made."""
+        return np.bincount(self._turns[: self._taken], minlength=len(self._open)).tolist()
+
+    def _let_go(self) -> None:
+        """Closes the blocks of which nothing is left."""
+        for block, taken in zip(self._open, self._num_taken(), strict=True):
+            block.cursor += taken
+        num_open = len(self._open)
+        self._open = [block for block in self._open if block.num_left]
+        self._closed += num_open - len(self._open)
 
     def _fill_window(self) -> None:
         """Opens blocks in order, but none of the next epoch before this one's are done."""
@@ -229,7 +273,7 @@ class Walk:
             if self._open and self._order.epoch(position) != self._open[0].epoch:
                 return
             if self._backlog:
-                self._backlog.pop(0)
+                self._backlog.popleft()
             else:
                 self._next += self._stride
             self._prepare(self._order.shard(self._upcoming()[0]))
@@ -257,4 +301,4 @@ def first_walk(worker: int) -> WalkState:
 
 def blocks_done(state: WalkState) -> float:
     """How many blocks a walk has done, open ones by the share of their samples."""
-    return state["closed"] + sum(cursor / size for _, cursor, size in state["open"])
+    return state["closed"] + sum(cursor / size for _, _, cursor, size in state["open"])

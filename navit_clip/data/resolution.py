@@ -12,9 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
-from navit_clip.data.draws import truncated_normal
+from navit_clip.data.draws import Random, truncated_normal
 from navit_clip.data.resize import grid_for, native_grid, tokens_of_side
 from navit_clip.errors import ConfigError
 
@@ -117,7 +115,7 @@ class ResolutionConfig:
         side = math.isqrt(largest) if self.shape == "square" else largest
         return min(side, self.max_grid_side or side)
 
-    def draw_tokens(self, random: np.random.Generator, images_seen: float, patch_size: int) -> int:
+    def draw_tokens(self, random: Random, images_seen: float, patch_size: int) -> int:
         """The number of patches that an image of this draw may have."""
         if self.kind == "patches":
             return self.patches[random.integers(len(self.patches))]
@@ -155,7 +153,7 @@ class ResolutionConfig:
             num_tokens = min(num_tokens, self.max_grid_side**2)
         return math.isqrt(num_tokens) ** 2 if self.shape == "square" else num_tokens
 
-    def _draw_share(self, random: np.random.Generator) -> float:
+    def _draw_share(self, random: Random) -> float:
         """A place in the range, from 0 to 1."""
         if self.distribution == "uniform":
             return random.random()

@@ -24,7 +24,7 @@ from navit_clip.batch import Batch, Patches
 from navit_clip.data.augmentation import View
 from navit_clip.data.config import DataConfig, line_patience
 from navit_clip.data.counts import SourceCounts, no_counts, total_counts
-from navit_clip.data.draws import draw_text, sample_random, seed_of
+from navit_clip.data.draws import Random, SampleRandom, draw_text, seed_of
 from navit_clip.data.dropping import draw_kept, num_kept
 from navit_clip.data.faults import Faults
 from navit_clip.data.images import EncodedImage
@@ -67,7 +67,7 @@ class DrawnSize(NamedTuple):
 
 def draw_size(
     config: DataConfig,
-    random: np.random.Generator,
+    random: Random,
     images_seen: float,
     height: int,
     width: int,
@@ -129,15 +129,6 @@ class _Drawn(NamedTuple):
     kept: Int64[np.ndarray, " kept"]
 
 
-class _Ahead(NamedTuple):
-    """What the walk came to, and is yet to be decoded."""
-
-    place: Place
-    sample: _Drawn | SampleError
-    walk: WalkState
-    """The walk's state after it."""
-
-
 class _Read(NamedTuple):
     """A pair, and where it came from."""
 
@@ -192,9 +183,8 @@ class Stream:
             self._shards.prepare,
             state["walk"],
         )
-        self._walk_state = state["walk"]
-        """After the last place that was taken; the walk itself may be ahead of that."""
-        self._ahead: deque[_Ahead] = deque()
+        self._ahead: deque[_Drawn | SampleError] = deque()
+        """What lies at the walk's next places."""
         self._lines: Lines[_Read] = Lines(self._new_packer, line_patience(config))
         self._faults = Faults()
         self._faults.counts.update(total_counts(state["counts"])["skipped"])
@@ -219,13 +209,12 @@ class Stream:
             else:
                 if not self._ahead:
                     self._read_ahead()
-                place, sample, self._walk_state = self._ahead.popleft()
-                self._take(place, sample)
+                self._take(next(self._walk), self._ahead.popleft())
 
     def state(self) -> StreamState:
         """All that is needed to go on after the batch that came last."""
         return {
-            "walk": self._walk_state,
+            "walk": self._walk.state(),
             "waiting": [[*read.place, waited] for read, waited in self._lines.waiting],
             "counts": [total_counts([counts]) for counts in self._counts],
         }
@@ -254,11 +243,12 @@ class Stream:
     def _read_ahead(self) -> None:
         """Reads the next samples: a number of them, or fewer where their images are large."""
         num_bytes = 0
-        while len(self._ahead) < READ_AHEAD and num_bytes < READ_AHEAD_BYTES:
-            place = next(self._walk)
+        for place in self._walk.ahead(READ_AHEAD):
             sample = self._drawn(place)
-            self._ahead.append(_Ahead(place, sample, self._walk.state()))
+            self._ahead.append(sample)
             num_bytes += 0 if isinstance(sample, SampleError) else sample.image.num_bytes
+            if num_bytes >= READ_AHEAD_BYTES:
+                break
 
     def _take(self, place: Place, sample: _Drawn | SampleError, waited: int = 0) -> None:
         """Decodes a sample and lets it wait for a batch, or counts its fault."""
@@ -293,7 +283,7 @@ class Stream:
             other_captions=config.other_captions,
             max_bytes=config.max_bytes,
         )
-        random = sample_random(self._seed, place.visit, sample.key)
+        random = SampleRandom(self._seed, place.visit, sample.key)
         caption, text = draw_text(sample.captions, sample.chances, tuple(config.templates), random)
         image = EncodedImage(sample.image, config.max_pixels)
         size = draw_size(config, random, images_seen, image.height, image.width, patch_size)

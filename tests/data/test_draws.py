@@ -2,7 +2,7 @@
 
 import pytest
 
-from navit_clip.data.draws import check_template, draw_text, fill_template, sample_random, seed_of
+from navit_clip.data.draws import SampleRandom, check_template, draw_text, fill_template, seed_of
 from navit_clip.errors import ConfigError
 
 
@@ -16,16 +16,26 @@ def test_words_do_not_run_together():
 
 def test_seed_epoch_and_key_each_matter():
     draws = {
-        sample_random(*words).integers(2**62)
-        for words in [(0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b")]
+        SampleRandom(*words).integers(2**62) for words in [(0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b")]
     }
     assert len(draws) == 4
-    assert sample_random(0, 0, "a").integers(2**62) in draws
+    assert SampleRandom(0, 0, "a").integers(2**62) in draws
+
+
+def test_uniform_draws_do_not_end_and_leave_the_other_distributions_alone():
+    random = SampleRandom(0, 0, "a")
+    drawn = [random.random() for _ in range(1000)]
+    assert len(set(drawn)) == 1000
+    assert all(0 <= number < 1 for number in drawn)
+    assert 0.45 < sum(drawn) / 1000 < 0.55
+    first, later = SampleRandom(0, 0, "b"), SampleRandom(0, 0, "b")
+    later.random()
+    assert first.normal(0.0, 1.0) == later.normal(0.0, 1.0)
 
 
 def test_captions_and_templates_are_drawn_independently():
     captions, templates = ("a", "b"), ("{}", "a photo of {}")
-    drawn = [draw_text(captions, (), templates, sample_random(0, 0, str(key))) for key in range(400)]
+    drawn = [draw_text(captions, (), templates, SampleRandom(0, 0, str(key))) for key in range(400)]
     assert {(caption, text) for caption, text in drawn} == {
         (caption, fill_template(template, caption)) for caption in captions for template in templates
     }
@@ -43,6 +53,6 @@ def test_a_template_has_one_place(template):
 
 def test_captions_are_drawn_by_their_chances():
     drawn = [
-        draw_text(("a", "b"), (0.25, 0.75), ("{}",), sample_random(0, 0, str(key)))[0] for key in range(400)
+        draw_text(("a", "b"), (0.25, 0.75), ("{}",), SampleRandom(0, 0, str(key)))[0] for key in range(400)
     ]
     assert 70 < drawn.count("a") < 130

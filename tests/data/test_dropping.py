@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navit_clip.config import build_config
-from navit_clip.data.draws import sample_random
+from navit_clip.data.draws import SampleRandom
 from navit_clip.data.dropping import DropConfig, RateSchedule, draw_kept, num_kept
 from navit_clip.errors import ConfigError
 
@@ -92,7 +92,7 @@ def test_a_schedule_moves_the_constant_and_the_mean():
 def test_at_least_one_patch_stays_and_at_most_what_the_budget_counts_with(
     num_patches, config, images_seen, length, key
 ):
-    random = sample_random(0, 0, str(key))
+    random = SampleRandom(0, 0, str(key))
     rate = config.draw_rate(random, images_seen, length)
     kept = draw_kept(num_patches, rate, random)
     assert len(kept) == num_kept(num_patches, rate) == max(1, round(num_patches * (1 - rate)))
@@ -103,7 +103,7 @@ def test_at_least_one_patch_stays_and_at_most_what_the_budget_counts_with(
 
 
 def test_every_patch_is_kept_equally_often():
-    kept = [draw_kept(10, 0.5, sample_random(0, 0, str(key))) for key in range(2000)]
+    kept = [draw_kept(10, 0.5, SampleRandom(0, 0, str(key))) for key in range(2000)]
     counts = np.bincount(np.concatenate(kept), minlength=10)
     assert np.abs(counts - 1000).max() < 120
 

@@ -89,6 +89,17 @@ def test_a_walk_goes_on_from_its_state(stop, num_workers, window):
     assert list(islice(again, 50)) == list(islice(whole, 50))
 
 
+@given(st.integers(0, 80), st.integers(1, 20))
+def test_looking_ahead_takes_nothing(start, number):
+    steps = walk()
+    for _ in range(start):
+        next(steps)
+    ahead, state = steps.ahead(number), steps.state()
+    assert 1 <= len(ahead) <= number
+    assert ahead == list(islice(walk(state=state), len(ahead))), "the state is before what was looked at"
+    assert ahead == list(islice(steps, len(ahead)))
+
+
 def test_blocks_done_grow_by_an_epochs_blocks_in_an_epoch():
     steps = walk()
     done = []

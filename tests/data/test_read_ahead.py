@@ -19,11 +19,12 @@ def read_ahead(folder: Path, image: bytes, extension: str) -> list:
         folder / "0.tar",
         [{"__key__": f"{number:03}", extension: image, "txt": "a cat"} for number in range(20)],
     )
-    config = DataConfig(shards=[str(folder / "0.tar")], num_workers=0)
+    # One block: what is read at a time ends where a block does.
+    config = DataConfig(shards=[str(folder / "0.tar")], blocks_per_shard=1, num_workers=0)
     shards = find_shards(config.shards, config.remote)
     stream = Stream(config, shards, small_tokenizer(), 16, 16, 0, 1, first_state(0, 1))
     stream._read_ahead()
-    return [ahead.sample for ahead in stream._ahead]
+    return list(stream._ahead)
 
 
 def test_small_images_are_read_some_at_a_time(tmp_path: Path):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navit_clip.config import build_config
-from navit_clip.data.draws import sample_random
+from navit_clip.data.draws import SampleRandom
 from navit_clip.data.resize import grid_for
 from navit_clip.data.resolution import ResolutionConfig, ResolutionStage
 from navit_clip.errors import ConfigError
@@ -58,7 +58,7 @@ def test_stages_move_the_range():
 
 def test_numbers_of_patches_are_equally_likely():
     config = ResolutionConfig(kind="patches", patches=[128, 256, 576, 784, 1024])
-    drawn = [config.draw_tokens(sample_random(0, 0, str(key)), 0.0, 16) for key in range(5000)]
+    drawn = [config.draw_tokens(SampleRandom(0, 0, str(key)), 0.0, 16) for key in range(5000)]
     values, counts = np.unique(drawn, return_counts=True)
     assert values.tolist() == config.patches
     assert counts.min() > 900
