@@ -40,8 +40,8 @@ from navit_clip.data.transport import NewBlock, private_block
 from navit_clip.errors import DataError, SampleError
 from navit_clip.tokenizer import Tokenizer
 
-READ_AHEAD = 16
-"""Samples that are read before they are decoded."""
+READ_AHEAD = 64
+"""Samples that are read before they are decoded, or fewer where a block runs out."""
 READ_AHEAD_BYTES = 16_000_000
 """Of their images, as they are held, after which there are fewer of them."""
 NUM_TEXTS = 4096

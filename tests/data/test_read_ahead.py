@@ -17,7 +17,7 @@ def read_ahead(folder: Path, image: bytes, extension: str) -> list:
     """What a stream of such images holds before it decodes the first."""
     write_shard(
         folder / "0.tar",
-        [{"__key__": f"{number:03}", extension: image, "txt": "a cat"} for number in range(20)],
+        [{"__key__": f"{number:03}", extension: image, "txt": "a cat"} for number in range(READ_AHEAD + 10)],
     )
     # One block: what is read at a time ends where a block does.
     config = DataConfig(shards=[str(folder / "0.tar")], blocks_per_shard=1, num_workers=0)
