@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from navit_clip.data.counts import no_counts, total_by_source
-from navit_clip.data.loader import LoaderState
+from navit_clip.data.loader import STATE_VERSION, LoaderState, check_version
 from navit_clip.data.order import WalkState
 from navit_clip.data.stream import StreamState
 from navit_clip.errors import CheckpointError
@@ -29,16 +29,18 @@ def deal_again(states: Sequence[LoaderState], world_size: int, num_workers: int)
         A state for each new rank.
 
     Raises:
-        CheckpointError: a rank's state is missing, or they are not of one run.
+        CheckpointError: a rank's state is missing, they are not of one run, or are an older version's.
     """
     ranks = sorted(state["rank"] for state in states)
     if not states or ranks != list(range(states[0]["world_size"])) or len({s["data"] for s in states}) > 1:
         raise CheckpointError(f"expected the data states of all ranks of one run, found those of {ranks}")
+    check_version(states[0])
     old = [worker for state in sorted(states, key=lambda state: state["rank"]) for worker in state["workers"]]
     streams_a_rank = max(1, num_workers)
     dealt = _deal(old, world_size * streams_a_rank)
     return [
         {
+            "version": STATE_VERSION,
             "rank": rank,
             "world_size": world_size,
             "data": states[0]["data"],

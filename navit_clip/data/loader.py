@@ -33,10 +33,15 @@ from navit_clip.data.transport import (
 from navit_clip.errors import CheckpointError, NavitClipError
 from navit_clip.tokenizer import Tokenizer
 
+STATE_VERSION = 2
+"""Raised with every change to a state's form, or to the order and the draws that it goes on with."""
+
 
 class LoaderState(TypedDict):
     """Where a rank's loader is; plain JSON."""
 
+    version: int
+    """`STATE_VERSION` of the code that wrote it; the first had none."""
     rank: int
     world_size: int
     data: str
@@ -83,6 +88,7 @@ class TrainLoader:
         self._num_streams = world_size * num_workers
         self._blocks_per_epoch = block_order(config, self._shards, seed).blocks_per_epoch
         self._state: LoaderState = {
+            "version": STATE_VERSION,
             "rank": rank,
             "world_size": world_size,
             "data": _digest(seed, self._shards, config),
@@ -114,9 +120,10 @@ class TrainLoader:
         """Goes on where another run of this rank was; to be called before iterating.
 
         Raises:
-            CheckpointError: the state is another rank's, of another number of ranks or workers (then
-                `deal_again` makes one that fits), or of other data.
+            CheckpointError: the state is an older version's, another rank's, of another number of ranks or
+                workers (then `deal_again` makes one that fits), or of other data.
         """
+        check_version(state)
         for name in ("rank", "world_size"):
             _check_same(name, state[name], self._state[name])
         _check_same("num_workers", len(state["workers"]), len(self._state["workers"]))
@@ -216,6 +223,17 @@ class _Streams(IterableDataset):
     def _stream(self, state: StreamState, new_block: NewBlock) -> Stream:
         arguments = (self._config, self._shards, *self._arguments, self._num_streams, state)
         return Stream(*arguments, new_block)
+
+
+def check_version(state: LoaderState) -> None:
+    """Raises CheckpointError where another version wrote it, whose samples came and were drawn otherwise."""
+    version = state.get("version", 1)
+    if version != STATE_VERSION:
+        raise CheckpointError(
+            f"the checkpoint's place in the data has version {version}, this code goes on from version "
+            f"{STATE_VERSION}: resume with the release that wrote it, or start a run from its weights "
+            "(init_from)"
+        )
 
 
 def _leave_stopping_to_the_rank(worker: int) -> None:

@@ -463,6 +463,17 @@ def test_a_state_must_fit(shards, tmp_path):
         deal_again([loader(shards, 0, 2).state()], 1, 0)
 
 
+def test_a_state_of_an_older_version_is_refused(shards):
+    state = loader(shards).state()
+    state = {name: value for name, value in state.items() if name != "version"}
+    with pytest.raises(
+        CheckpointError, match=r"has version 1, this code goes on from version 2: .*init_from"
+    ):
+        loader(shards).load_state(state)
+    with pytest.raises(CheckpointError, match="has version 1"):
+        deal_again([state], 2, 0)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_samples_are_counted_and_skipped(tmp_path, workers):
     bad = [
