@@ -10,6 +10,8 @@ BIN := .venv/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
+# Where this is set, as in many containers, each of the processes that tests start compiles PyTorch's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 # The tests run in as many processes as there are cores, so that each process wants one thread.
 test: export OMP_NUM_THREADS = 1
 

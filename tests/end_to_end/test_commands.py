@@ -1,4 +1,7 @@
-"""The commands in the order that a user runs them, in processes of their own, on shards made here."""
+"""The commands in the order that a user runs them, in processes of their own, on shards made here.
+
+Where nothing else depends on it, a process has what it imports from the one that it is forked from.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,30 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import pytest
 
+from navit_clip.cli import main
 from navit_clip.config import save_config
 from tests.data_builders import encode_image, noise_picture, pair, write_shard, write_tar
+from tests.ranks import exit_codes
 from tests.training_builders import small_run
 
 
-def navit_clip(*words: object, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    """What became of a command: the exit codes of its ranks, and what they wrote."""
+
+    codes: list[int | None]
+    stdout: str
+    stderr: str
+
+
+def typed(*words: object, ranks: int = 1) -> Done:
+    """A command as from a shell, by torchrun where there are several ranks."""
     command = [sys.executable, "-m", "navit_clip.cli"]
     if ranks > 1:
         with socket.socket() as probe:
@@ -24,19 +41,34 @@ def navit_clip(*words: object, ranks: int = 1) -> subprocess.CompletedProcess[st
             port = probe.getsockname()[1]
         launcher = ["torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
         command = [sys.executable, "-m", *launcher, "-m", "navit_clip.cli"]
-    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True)
+    return Done([done.returncode], done.stdout, done.stderr)
 
 
-def succeeds(*words: object, ranks: int = 1) -> str:
-    done = navit_clip(*words, ranks=ranks)
-    assert done.returncode == 0, done.stderr
+def forked(*words: object, ranks: int = 1) -> Done:
+    """The same without a shell and a launcher, and without the seconds that Python takes to import."""
+    with TemporaryDirectory() as folder:
+        files = [str(Path(folder) / name) for name in ("stdout", "stderr")]
+        codes = exit_codes(ranks, write_to, files, list(map(str, words)))
+        return Done(codes, *(Path(file).read_text() for file in files))
+
+
+def write_to(files: list[str], words: list[str]) -> int:
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    return main(words)
+
+
+def succeeds(*words: object, run: Callable[..., Done] = forked, ranks: int = 1) -> str:
+    done = run(*words, ranks=ranks)
+    assert set(done.codes) == {0}, done.stderr
     return done.stdout + done.stderr
 
 
-def fails(*words: object) -> str:
+def fails(*words: object, run: Callable[..., Done] = forked) -> str:
     """What a command says when its input cannot be used: one line on stderr, exit code 2, no traceback."""
-    done = navit_clip(*words)
-    assert done.returncode == 2, (done.returncode, done.stderr)
+    done = run(*words)
+    assert done.codes == [2], (done.codes, done.stderr)
     assert "Traceback" not in done.stderr
     return done.stderr
 
@@ -57,9 +89,9 @@ def run(tmp_path_factory) -> Path:
     )
     save_config(config, folder / "run.yaml")
     tokenizer = folder / "trained-tokenizer"
-    succeeds("tokenizer", "train", folder / "shards", tokenizer, "--vocab-size", 512)
+    succeeds("tokenizer", "train", folder / "shards", tokenizer, "--vocab-size", 512, run=typed)
     settings = [f"tokenizer={tokenizer}", "data.num_workers=1", "engine.zero_stage=2"]
-    succeeds("train", folder / "run.yaml", *settings, ranks=2)
+    succeeds("train", folder / "run.yaml", *settings, run=typed, ranks=2)
     return folder / "run"
 
 
@@ -140,7 +172,8 @@ def test_input_that_cannot_be_used_is_one_clear_line(tmp_path: Path):
     config = small_run(tmp_path)
     save_config(config, tmp_path / "run.yaml")
     file = tmp_path / "run.yaml"
-    assert "data.shards: no shard matches" in fails("train", file, f"data.shards=[{tmp_path}/none-*.tar]")
+    none = f"data.shards=[{tmp_path}/none-*.tar]"
+    assert "data.shards: no shard matches" in fails("train", file, none, run=typed)
     assert fails("train").endswith("required: config\n")
     assert "unknown key data.shard; did you mean shards?" in fails("train", file, "data.shard=x")
     assert "flash_attn is asked for and not installed" in fails("train", file, "attention=flash_attn")
@@ -157,13 +190,7 @@ def test_input_that_cannot_be_used_is_one_clear_line(tmp_path: Path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX exit codes")
 def test_help_of_every_command():
-    environment = {**os.environ, "COLUMNS": "100"}
     for command in ("train", "eval", "export", "tokenizer", "report"):
-        done = subprocess.run(
-            [sys.executable, "-m", "navit_clip.cli", command, "--help"],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-        assert done.returncode == 0, done.stderr
+        done = forked(command, "--help")
+        assert done.codes == [0], done.stderr
         assert f"navit-clip {command}" in done.stdout
