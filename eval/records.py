@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from navit_clip.errors import ConfigError, DataError
 from navit_clip.file_lock import locked
 from navit_clip.json_lines import read_json_lines
+from navit_clip.obstacles import obstacle_to
 
 Record = dict[str, Any]
 
@@ -70,11 +70,8 @@ def check_writable(path: Path, flag: str) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
-        raise ConfigError(
-            f"{flag}: {path} cannot be written: it is a folder, or not in one, or in a read-only one"
-        )
+    if obstacle := f"{path} is a folder" if path.is_dir() else obstacle_to(path.parent):
+        raise ConfigError(f"{flag}: {path} cannot be written: {obstacle}")
 
 
 def _identity(record: Mapping[str, Any]) -> list[str]:

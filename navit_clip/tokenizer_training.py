@@ -8,6 +8,7 @@ from pathlib import Path
 from navit_clip.data.draws import check_template, fill_template
 from navit_clip.data.samples import read_samples
 from navit_clip.errors import ConfigError
+from navit_clip.obstacles import obstacle_to
 from navit_clip.remote_option import add_remote_option, remote_config
 from navit_clip.tokenizer import train_tokenizer
 
@@ -25,9 +26,8 @@ def main(argv: list[str]) -> int:
             f"{arguments.out}: expected a folder that is empty or absent; models that were trained with the "
             "tokenizer in it need that one. --overwrite replaces it"
         )
-    there = next(parent for parent in arguments.out.absolute().parents if parent.exists())
-    if not there.is_dir():
-        raise ConfigError(f"{arguments.out}: expected a folder to write, after the shards; {there} is a file")
+    if obstacle := obstacle_to(arguments.out):
+        raise ConfigError(f"{arguments.out}: expected a folder to write, after the shards; {obstacle}")
     samples = read_samples(arguments.shards, arguments.caption_key, remote=remote_config(arguments.remote))
     templates = arguments.template or ["{}"]
     for template in templates:

@@ -9,7 +9,6 @@ FOLDER/part-00000.parquet       the same in one file, where Parquet was asked fo
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxtyping import Float32
 
 from navit_clip.data.faults import Faults
 from navit_clip.errors import CheckpointError, ConfigError
+from navit_clip.obstacles import obstacle_to
 from navit_clip.weights import listing
 
 DESCRIPTION = "vectors.json"
@@ -156,10 +156,8 @@ def check_place(folder: Path) -> None:
         raise ConfigError(
             f"{folder}: expected a folder of vectors to go on with, or nothing, found {listing(folder)}"
         )
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "cannot be written" if there.is_dir() else "is a file"
-        raise ConfigError(f"{folder}: cannot come to be there: {there} {what}")
+    if obstacle := obstacle_to(folder):
+        raise ConfigError(f"{folder}: cannot come to be there: {obstacle}")
 
 
 def read_description(folder: Path) -> Description:

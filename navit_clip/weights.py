@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from navit_clip.config import load_config, save_config
 from navit_clip.errors import CheckpointError, ConfigError
 from navit_clip.model import ClipConfig, Tower, TwoTowers
+from navit_clip.obstacles import obstacle_to
 from navit_clip.run_settings import RUN_CONFIG_FILE, RunSettings, run_folder
 from navit_clip.tokenizer import Tokenizer, load_tokenizer
 
@@ -140,10 +140,8 @@ def check_place(folder: Path, replaces: Callable[[Path], bool]) -> None:
             f"{folder}: expected nothing there, or an earlier folder of the same kind to replace, "
             f"found {listing(folder)}"
         )
-    there = next(parent for parent in folder.parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "cannot be written" if there.is_dir() else "is a file"
-        raise CheckpointError(f"{folder}: cannot come to be there: {there} {what}")
+    if obstacle := obstacle_to(folder.parent):
+        raise CheckpointError(f"{folder}: cannot come to be there: {obstacle}")
 
 
 def is_model_folder(folder: Path) -> bool:

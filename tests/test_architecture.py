@@ -30,6 +30,7 @@ LAYERS = [
         "navit_clip.config",
         "navit_clip.file_lock",
         "navit_clip.json_lines",
+        "navit_clip.obstacles",
         "navit_clip.run_settings",
     },
     {

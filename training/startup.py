@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from eval.tasks import check_tasks
 from navit_clip.config import changed_settings
 from navit_clip.data import find_shards
 from navit_clip.errors import ConfigError, DataError, NavitClipError
+from navit_clip.obstacles import obstacle_to
 from navit_clip.run_settings import RUN_CONFIG_FILE, run_folder
 from navit_clip.tokenizer import Tokenizer
 from training.config import RunConfig
@@ -26,19 +26,14 @@ def check_folder(run: Path) -> None:
     Raises:
         ConfigError: it cannot, or what is in it cannot be written.
     """
-    there = next(path for path in (run, *run.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigError(f"folder: expected a folder for the run, or nothing yet, found a file: {there}")
-    try:  # rights, quotas and read-only disks: what they allow is known by trying
-        for folder in filter(Path.exists, (there, run / "checkpoints")):
-            with TemporaryDirectory(dir=folder, prefix=".writable-"):
-                pass
-        for file in filter(Path.exists, (run / name for name in WRITTEN)):
+    obstacle = obstacle_to(run) or obstacle_to(run / "checkpoints")
+    for file in filter(Path.exists, (run / name for name in WRITTEN)):
+        try:
             file.open("a").close()
-    except OSError as error:
-        raise ConfigError(
-            f"folder: expected one that can be written, found {run}: {error.filename}: {error.strerror}"
-        ) from error
+        except OSError as error:
+            obstacle = obstacle or f"{file} cannot be written: {error.strerror}"
+    if obstacle:
+        raise ConfigError(f"folder: expected a place that a run can be written to, found {run}: {obstacle}")
 
 
 def check_settings(config: RunConfig, tokenizer: Tokenizer) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from navit_clip.data.remote import PIPE, RemoteConfig, find_remote, is_remote, open_remote
+from navit_clip.data.tar_headers import is_tar
 from navit_clip.errors import DataError
 
 
@@ -57,7 +58,8 @@ def find_shards(patterns: Sequence[str], remote: RemoteConfig | None = None) -> 
 
     Raises:
         DataError: no pattern is given, a pattern matches nothing, a file that it names outright is
-            missing, a shard is named twice, or a place elsewhere cannot be asked.
+            missing, a file here is no tar by name or by content, a shard is named twice, or a place elsewhere
+            cannot be asked.
     """
     remote = remote or RemoteConfig()
     found = [(path, source) for source, pattern in enumerate(patterns) for path in _expand(pattern, remote)]
@@ -111,7 +113,17 @@ def _expand(pattern: str, remote: RemoteConfig) -> list[str]:
             f"shard pattern {pattern!r}: {len(missing)} of {len(names)} files are missing, the first is "
             f"{missing[0]}; a glob such as '*.tar' takes those that are there"
         )
-    return [path for _, paths in found for path in paths]
+    paths = [path for _, of_name in found for path in of_name]
+    for path in paths:
+        # What is called .tar and is none is a damaged shard: counted, as damage in any other is.
+        if not is_remote(path) and not path.endswith(".tar") and not _is_tar(path):
+            raise DataError(f"shard pattern {pattern!r}: expected uncompressed tars alone, found {path}")
+    return paths
+
+
+def _is_tar(path: str) -> bool:
+    with Shard(path, name=path).open() as file:
+        return is_tar(file)
 
 
 def _match(name: str) -> list[str]:

@@ -76,6 +76,16 @@ def read_headers(file: BinaryIO, size: int) -> tuple[list[FileInTar], TarFault |
     return files, None
 
 
+def is_tar(file: BinaryIO) -> bool:
+    """Whether a file begins as an uncompressed tar does."""
+    try:
+        with _tarfile_errors():
+            tarfile.TarFile(fileobj=file)
+    except tarfile.ReadError:
+        return False
+    return True
+
+
 def _next_file(file: BinaryIO, tar: Any, offset: int, size: int) -> tuple[FileInTar | None, int]:
     """What the header at an offset says, or None where there is no further one, and where the next begins."""
     # A global header may say anything about all files after it.

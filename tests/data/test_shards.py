@@ -61,6 +61,16 @@ def test_a_folder_without_shards_is_said_to_be_one(tmp_path):
         find_shards([str(tmp_path)])
 
 
+@pytest.mark.parametrize("pattern", ["notes.txt", "*", "shard-001.tar::notes.txt"])
+def test_a_file_that_is_no_shard_is_told_apart_from_a_damaged_one(folder, monkeypatch, pattern):
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError, match=r"expected uncompressed tars alone, found notes\.txt$"):
+        find_shards([pattern])
+    (folder / "shard-000.tar").write_text("damaged")
+    (folder / "shard-001.tar").rename(folder / "notes.txt")
+    assert [shard.path for shard in find_shards(["*"])] == ["notes.txt", "shard-000.tar", "shard-002.tar"]
+
+
 def test_no_pattern_is_an_error():
     with pytest.raises(DataError, match="no shards given"):
         find_shards([])

@@ -115,6 +115,10 @@ def test_shards_elsewhere_are_fetched_as_asked(run_folder, shard, tmp_path):
         ([*NAMED, "--custom_template_file", "a photo"], "templates: 'a photo' has no {}"),
         ([*NAMED, "--output", "BROKEN"], "broken.jsonl, line 1: expected a JSON object"),
         (["--dataset", "pipe:cat x.tar", "--task", "zeroshot_retrieval"], r"remote\.pipe_commands allows"),
+        (
+            ["--dataset", "BROKEN", "--task", "zeroshot_retrieval"],
+            "expected uncompressed tars alone, found .*l$",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(

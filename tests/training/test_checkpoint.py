@@ -198,6 +198,8 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
     on_ranks(1, run_on_ranks, [(config, None)])
     run = Path(config.folder)
     nowhere = replace(config.validation, data=replace(config.validation.data, shards=["nowhere.tar"]))
+    cannot = "expected a place that a run can be written to"
+    no_shard = {"data": replace(config.data, shards=[__file__])}
     absent = TaskConfig(dataset=str(tmp_path / "absent"), task="zeroshot_retrieval")
     unjudged = replace(config.evaluation, tasks=[absent])
     wider = replace(config.model, image=replace(config.model.image, depth=1))
@@ -211,8 +213,9 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
     cases: list[tuple[str, str | None, dict]] = [
         ("holds a run already; go on with --resume latest", None, {}),
         ("holds a run already", str(resolve_model_folder(foreign).parent), {}),
-        ("folder: expected a folder for the run", "latest", {"folder": __file__}),
+        (f"folder: {cannot}, found {__file__}: {__file__} is a file", "latest", {"folder": __file__}),
         ("validation.data.shards: no shard matches 'nowhere.tar'", "latest", {"validation": nowhere}),
+        (f"data.shards: shard pattern {__file__!r}: expected uncompressed tars alone", "latest", no_shard),
         (
             f"evaluation.tasks: {absent.dataset}: no such folder: {absent.dataset}",
             None,
@@ -226,12 +229,8 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path):
         ("nothing to resume", "latest", {"folder": str(tmp_path / "elsewhere")}),
         ("another model: model.image.depth is 2 there and 1 here", "latest", {"model": wider}),
         ("saved by a run with another tokenizer", "latest", {"tokenizer": str(other_tokenizer)}),
-        ("folder: expected one that can be written, found /proc/run: /proc/", None, {"folder": "/proc/run"}),
-        (
-            "folder: expected a folder for the run, or nothing yet, found a file",
-            None,
-            {"folder": f"{__file__}/run"},
-        ),
+        (f"folder: {cannot}, found /proc/run: /proc cannot be written", None, {"folder": "/proc/run"}),
+        (f"folder: {cannot}, found {__file__}/run: {__file__} is", None, {"folder": f"{__file__}/run"}),
         ("the checkpoint's place in the data", "latest", {"data": replace(config.data, blocks_per_shard=3)}),
         ("not whole: moments.safetensors is not as it was written", "latest", {"folder": str(broken)}),
         ("latest: names no checkpoint: ", "latest", {"folder": str(lost)}),
