@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from navit_clip.config import load_config, save_config
 from navit_clip.errors import CheckpointError, ConfigError
+from navit_clip.image_settings import IMAGE_PROCESSOR_FILE, image_settings
 from navit_clip.model import ClipConfig, Tower, TwoTowers
 from navit_clip.obstacles import obstacle_to
 from navit_clip.run_settings import RUN_CONFIG_FILE, RunSettings, run_folder
@@ -36,9 +37,6 @@ CONFIG_FILE = "navit_clip.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 RESULTS_FOLDER = "eval"
 """Where evaluations leave their results, in a run or beside a model."""
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-"""Where a folder for transformers says how it prepares images (newer versions write the first), and where an
-imported model's says what that said."""
 
 TOKENS_PER_IMAGE = 256
 """Patches of an image at most where neither the user nor the model says: SigLIP 2's number."""
@@ -86,7 +84,7 @@ def save_weights(
         tokenizer.save(partial / TOKENIZER_FOLDER)
         if tokens_per_image is not None:
             said = {"patch_size": config.image.patch_size, "max_num_patches": tokens_per_image}
-            (partial / PROCESSOR_FILES[-1]).write_text(json.dumps(said, indent=2) + "\n")
+            (partial / IMAGE_PROCESSOR_FILE).write_text(json.dumps(said, indent=2) + "\n")
 
 
 @contextmanager
@@ -183,7 +181,7 @@ def load_model(folder: Path) -> LoadedModel:
 
 
 def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
-    """Compares names and shapes, so that an error can say all that is wrong at once.
+    """Compares names, shapes and kinds of numbers, so that an error can say all that is wrong at once.
 
     Raises:
         CheckpointError: they differ.
@@ -200,6 +198,13 @@ def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
     ]
     if shapes:
         faults.append(f"of another shape: {_listed(shapes)}")
+    quantised = [
+        f"{name} ({found[name].dtype})"
+        for name in expected
+        if name in found and expected[name].is_floating_point() > found[name].is_floating_point()
+    ]
+    if quantised:
+        faults.append(f"expected floating-point numbers, found others: {_listed(quantised)}")
     if faults:
         raise CheckpointError(f"{where}: weights of another model; " + "; ".join(faults))
 
@@ -281,7 +286,7 @@ def usual_tokens(path: str | Path) -> int | None:
 
     Raises:
         ConfigError: a run's config is not readable, or its number cannot be.
-        CheckpointError: what a folder says of its images is not readable.
+        CheckpointError: what a folder says of its images is not readable, or cannot be.
     """
     if run := run_folder(path):
         settings = RunSettings(run)
@@ -292,19 +297,8 @@ def usual_tokens(path: str | Path) -> int | None:
             )
         if tokens is not None:
             return tokens
-    places = (Path(path), Path(path) / "model")
-    for file in (place / name for place in places for name in PROCESSOR_FILES):
-        try:
-            said = json.loads(file.read_text(encoding="utf-8"))
-        except OSError:
-            continue
-        except ValueError as error:
-            raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
-        if isinstance(said, dict):
-            said = said.get("image_processor", said)
-        tokens = said.get("max_num_patches") if isinstance(said, dict) else None
-        return tokens if isinstance(tokens, int) and tokens > 0 else None
-    return None
+    settings = image_settings(Path(path)) or image_settings(Path(path) / "model")
+    return settings.most_patches() if settings else None
 
 
 def listing(path: Path) -> str:

@@ -31,6 +31,8 @@ LAYERS = [
         "navit_clip.file_lock",
         "navit_clip.json_lines",
         "navit_clip.obstacles",
+        "navit_clip.json_object",
+        "navit_clip.image_settings",
         "navit_clip.run_settings",
     },
     {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,14 +13,17 @@ import torch
 from PIL import Image
 
 import navit_clip
+from eval.evaluate import main as evaluate
+from eval.records import read_records
 from navit_clip import NavitClip
 from navit_clip.batch import PackedImages
 from navit_clip.data import image_patches
+from navit_clip.embedding import main as embed
 from navit_clip.errors import CheckpointError, ConfigError, SampleError
 from navit_clip.huggingface.export import main as export
 from navit_clip.huggingface.importing import main as import_model
 from navit_clip.weights import save_model, usual_tokens
-from tests.data_builders import encode_image, noise_picture
+from tests.data_builders import encode_image, noise_picture, write_pairs
 from tests.foreign_folders import open_clip_folder, siglip2_folder, siglip_folder
 from tests.huggingface.test_export import CAPTIONS, trained
 from tests.packs import pack_captions
@@ -143,6 +147,14 @@ def test_patches_of_an_image_are_as_the_model_says(folder, tokenizer, tmp_path):
     ):
         assert NavitClip.from_pretrained(name).tokens_per_image == tokens
     assert usual_tokens(tmp_path / "siglip-exported") == 36
+    imported, vectors = str(tmp_path / "siglip-imported"), tmp_path / "vectors"
+    shards = write_pairs(tmp_path, [3])
+    embed([imported, str(vectors), "--images", *shards, "--num-workers", "0"])
+    assert json.loads((vectors / "vectors.json").read_text())["tokens_per_image"] == 36
+    data = ["--dataset", "pairs", "--dataset_root", *shards, "--task", "zeroshot_retrieval"]
+    evaluate(["--model", imported, *data, "--num_workers", "0"])
+    (record,) = read_records(tmp_path / "siglip-imported" / "eval" / "results.jsonl")
+    assert record["tokens_per_image"] == 36
     assert NavitClip.from_pretrained(run, tokens_per_image=9).tokens_per_image == 9
 
 

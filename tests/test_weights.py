@@ -184,12 +184,33 @@ def test_a_run_and_its_checkpoints_are_judged_at_one_number_of_tokens(tmp_path):
         ("processor_config.json", {"image_processor": {"max_num_patches": 64}}, 64),
         ("preprocessor_config.json", {"max_num_patches": 1024}, 1024),
         ("preprocessor_config.json", {"size": {"height": 384, "width": 384}}, None),
-        ("preprocessor_config.json", ["max_num_patches"], None),
     ],
 )
 def test_a_folder_for_transformers_says_how_many_tokens(tmp_path, file, settings, tokens):
     (tmp_path / file).write_text(json.dumps(settings))
     assert usual_tokens(tmp_path) == tokens
+
+
+def test_a_processor_without_images_leaves_them_to_the_other_file(tmp_path):
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "SiglipProcessor"}')
+    assert usual_tokens(tmp_path) is None
+    (tmp_path / "preprocessor_config.json").write_text('{"max_num_patches": 64}')
+    assert usual_tokens(tmp_path) == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('{"max_num_patches": -3}', "max_num_patches: expected a whole number of at least 1, found -3$"),
+        ('{"max_num_patches": "64"}', "max_num_patches: expected a whole number of at least 1, found '64'$"),
+        ('["max_num_patches"]', "expected a JSON object, found list$"),
+        ("{", "not readable as JSON"),
+    ],
+)
+def test_settings_of_images_that_cannot_be_are_named(tmp_path, settings, message):
+    (tmp_path / "preprocessor_config.json").write_text(settings)
+    with pytest.raises(CheckpointError, match=rf"preprocessor_config\.json: {message}"):
+        usual_tokens(tmp_path)
 
 
 def test_a_model_that_was_being_replaced_when_killed_is_not_lost(tmp_path, folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from navit_clip.errors import CheckpointError
 from navit_clip.model import TOWERS, Tower, TwoTowers
@@ -39,13 +40,17 @@ def load_initial_weights(config: InitialWeightsConfig, model: TwoTowers, tokeniz
     Raises:
         CheckpointError: a folder holds no model, or another one than the run's; says what differs.
     """
-    places = {tower: resolve_model_folder(folder).resolve() for tower, folder in config.folders.items()}
+    towers_of: dict[Path, list[Tower]] = {}
     for tower, folder in config.folders.items():
-        source = load_model(places[tower])
-        if tower == "text":
-            _check_same_tokenizer(source.tokenizer, tokenizer, folder)
-        copy_tower(source.model, model, tower, where=folder)
-        if places.get("image") == places.get("text"):
+        towers_of.setdefault(resolve_model_folder(folder).resolve(), []).append(tower)
+    for place, towers in towers_of.items():
+        source = load_model(place)
+        for tower in towers:
+            folder = config.folders[tower]
+            if tower == "text":
+                _check_same_tokenizer(source.tokenizer, tokenizer, folder)
+            copy_tower(source.model, model, tower, where=folder)
+        if len(towers) == len(TOWERS):
             model.logit_scale.data.copy_(source.model.logit_scale)
             model.logit_bias.data.copy_(source.model.logit_bias)
 

@@ -28,13 +28,14 @@ from transformers import (
     SiglipModel,
 )
 
-from navit_clip.errors import CheckpointError
+from navit_clip.errors import CheckpointError, ConfigError
 from navit_clip.huggingface import open_clip_format, own_architecture, siglip, siglip2
 from navit_clip.huggingface.import_verification import verify_import
 from navit_clip.huggingface.open_clip_weights import clip_weights
 from navit_clip.huggingface.pixel_range import check_pixel_range
 from navit_clip.huggingface.quiet import quiet_transformers
-from navit_clip.huggingface.weight_files import missing_weights, read_json, read_weights
+from navit_clip.huggingface.weight_files import missing_weights, read_weights
+from navit_clip.json_object import read_json
 from navit_clip.model import ClipConfig, TwoTowers
 from navit_clip.tokenizer import Cleaning, OpenClipTokenizer, PaddedTokenizer, Tokenizer, load_tokenizer
 from navit_clip.weights import (
@@ -146,20 +147,23 @@ def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None)
     config_class, model_class = KINDS[kind]
     try:
         config = config_class.from_dict(settings)
-        with torch.device("meta"):
-            theirs = model_class(config)
     except (StrictDataclassError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: not a config that transformers reads: {error}"
         ) from error
-    siglip2_config = siglip.siglip2_config_of(config) if isinstance(config, SiglipConfig) else config
-    ours = siglip2.clip_config(siglip2_config)
+    try:
+        siglip2_config = siglip.siglip2_config_of(config) if isinstance(config, SiglipConfig) else config
+        ours = siglip2.clip_config(siglip2_config)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     check_pixel_range(folder)
     _check_whole(folder, ["model"])
     weights = read_weights(folder, ["model"], allow_pickle)
     # Checkpoints of older versions hold the numbers 0, 1, 2 … of the positions, too.
-    weights = {name: weight.float() for name, weight in weights.items() if not name.endswith(".position_ids")}
-    check_weights(weights, theirs.state_dict(), where=str(folder))
+    weights = {name: weight for name, weight in weights.items() if not name.endswith(".position_ids")}
+    with torch.device("meta"):
+        expected = model_class(config).state_dict()
+    check_weights(weights, expected, where=str(folder))
     own_tokenizer = _own_tokenizer(folder)
     tokenizer = _tokenizer(own_tokenizer, folder, captions)
     theirs = model_class(config)
@@ -172,7 +176,7 @@ def _import_transformers(folder: Path, allow_pickle: bool, captions: str | None)
 
 def _import_own(folder: Path, settings: dict[str, Any]) -> ImportedModel:
     """What `navit-clip export --format own` wrote; the code that lies there is not run, ours is."""
-    config = own_architecture.clip_config(settings)
+    config = own_architecture.clip_config(settings, str(folder / CONFIG_FILE))
     check_pixel_range(folder)
     attended_padding = bool(settings["text_config"].get("attended_padding"))
     theirs = own_architecture.NavitSiglipModel(own_architecture.own_config(config, attended_padding, {}))
@@ -199,7 +203,6 @@ def _import_open_clip(folder: Path, allow_pickle: bool, tanh_gelu: bool) -> Impo
     names = ["open_clip_model", "model"]
     _check_whole(folder, names, with_tokenizer=model.text.hf_tokenizer_name is not None)
     found = read_weights(folder, names, allow_pickle)
-    found = {name: weight.float() for name, weight in found.items()}
     theirs = open_clip_format.build(settings)
     weights = clip_weights(found, theirs.state_dict(), model.trunk, config, str(folder))
     theirs.load_state_dict(found)

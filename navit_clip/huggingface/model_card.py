@@ -246,11 +246,12 @@ def _input_notes(config: ClipConfig, facts: CardFacts) -> list[str]:
             "- On CPUs, older versions of transformers give images so tall that they are one patch wide the "
             "wrong position embeddings; none of them was used to verify."
         )
+    needs = ["- The modelling file needs transformers 5.6 or newer."] if facts.form == "own" else []
     captions = [
         f"- Captions are padded to {config.text.context_length} tokens; the tokenizer's and the processor's "
         "settings say how, and the zero-shot pipeline does so."
     ]
-    return [*(images if facts.tower != "text" else []), *(captions if facts.tower != "image" else [])]
+    return [*needs, *(images if facts.tower != "text" else []), *(captions if facts.tower != "image" else [])]
 
 
 def _open_clip_notes(config: ClipConfig, facts: CardFacts) -> list[str]:

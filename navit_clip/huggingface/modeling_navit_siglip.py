@@ -1,6 +1,7 @@
 # pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false
 # pyright: reportAssignmentType=false, reportPrivateImportUsage=false
-"""NaViT-CLIP's towers for transformers, in one file that needs torch and transformers alone.
+# ruff: noqa: E402 (the version is asked for before anything that older ones lack)
+"""NaViT-CLIP's towers for transformers 5.6 or newer, in one file that needs torch and transformers alone.
 
 It is copied into every exported folder and run from there (`trust_remote_code`), so it imports nothing else.
 Weights have the names that the training package gives them. Two forms of input:
@@ -13,12 +14,17 @@ Weights have the names that the training package gives them. Two forms of input:
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils.versions import require_version
+
+require_version("transformers>=5.6", "This model's code needs it: pip install -U transformers")
+
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -133,6 +139,14 @@ class Layout:
         self.place = (index - cu_seqlens[self.sequence])[None]
         self.mask = torch.arange(self.longest, device=tokens.device) < self.lengths[:, None]
 
+    def to(self, device: Any, non_blocking: bool = False) -> Layout:
+        """The same on another device. Having this, it is moved with a block's other inputs (device_map)."""
+        moved = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device, non_blocking=non_blocking))
+        return moved
+
     def per_token(self, values: Tensor) -> Tensor:
         """Values of sequences [sequences, ...] -> of their tokens [rows, length, ...]."""
         return values[:, None] if self.cu_seqlens is None else values[self.sequence][None]
@@ -238,7 +252,7 @@ class Transformer(nn.Module):
         self.norm = layer_norm(config.hidden_size, config)
 
     def forward(self, tokens, layout, turns=None):
-        attention_mask = self._mask(tokens, layout)
+        attention_mask = self._mask(tokens, layout.to(tokens.device))
         for block in self.blocks:
             tokens = block(tokens, attention_mask, layout, turns)
         return self.norm(tokens)
@@ -311,7 +325,9 @@ class Positions(nn.Module):
         if config.position_coordinates == "fractional_longer":
             grid = grid.amax(dim=-1, keepdim=True).expand_as(grid)
         if config.position_kind == "learned_2d":
-            return F.embedding(position[..., 0] * side + position[..., 1], self.table)
+            index = position[..., 0] * side + position[..., 1]
+            # In a graph, which says nothing by itself, what runs it refuses an index beyond the table.
+            return F.embedding(index.where((position < side).all(-1), side**2), self.table)
         if config.position_kind == "grid":
             row, column = resize_weights(position, grid, side).unbind(dim=-2)
             return (row[..., :, None] * column[..., None, :]).flatten(-2).to(self.table.dtype) @ self.table
@@ -346,11 +362,34 @@ class Positions(nn.Module):
 
 def check_longest(found: int | Tensor, most: int, what: str) -> None:
     """What is longer than its table would take a place that is another's, or lose its end."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return  # a graph has no errors
+    if is_graph():
+        return
     longest = found if isinstance(found, int) else int(found.max())
     if longest > most:
         raise ValueError(f"{what}: expected at most {most}, found {longest}")
+
+
+def check_grids(spatial_shapes: Tensor, lengths: Tensor) -> None:
+    """Images have as many patches as their grids have places."""
+    if is_graph():
+        return
+    if spatial_shapes.shape != (len(lengths), 2):
+        raise ValueError(
+            f"spatial_shapes: expected rows and columns of {len(lengths)} images, [{len(lengths)}, 2], found "
+            f"{list(spatial_shapes.shape)}"
+        )
+    wrong = (spatial_shapes.prod(-1) != lengths).nonzero()
+    if len(wrong):
+        image = int(wrong[0])
+        grid = " x ".join(map(str, spatial_shapes[image].tolist()))
+        raise ValueError(
+            f"spatial_shapes: expected a grid of image {image}'s {int(lengths[image])} patches, found {grid}"
+        )
+
+
+def is_graph() -> bool:
+    """Whether what runs is being recorded; a graph has no errors of its own."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def resize_weights(index: Tensor, size: Tensor, table_side: int) -> Tensor:
@@ -402,8 +441,11 @@ class NavitSiglipVisionModel(NavitSiglipPreTrainedModel):
     """Patches of images of any size and shape -> a vector for each patch and one for each image."""
 
     config_class = NavitSiglipVisionConfig
+    base_model_prefix = "image"  # so that a pair's folder opens, too
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^text\.", r"^logit_"]
 
     def __init__(self, config: NavitSiglipVisionConfig):
         super().__init__(config)
@@ -412,9 +454,6 @@ class NavitSiglipVisionModel(NavitSiglipPreTrainedModel):
         self.transformer = Transformer(config)
         self.pooling = AttentionPooling(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.patch_embedding
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -427,6 +466,7 @@ class NavitSiglipVisionModel(NavitSiglipPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         layout = Layout(pixel_values, pixel_attention_mask, cu_seqlens)
+        check_grids(spatial_shapes, layout.lengths)
         tokens = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         grid = layout.per_token(spatial_shapes).expand(*tokens.shape[:2], 2)
         columns = grid[..., 1]
@@ -435,7 +475,7 @@ class NavitSiglipVisionModel(NavitSiglipPreTrainedModel):
         position = self.position(torch.stack([row, place - row * columns], dim=-1), grid)
         turns = position if self.config.position_kind == "rope" else None
         if turns is None:
-            tokens = tokens + position.to(tokens.dtype)
+            tokens = tokens + position.to(tokens)
         tokens = self.transformer(tokens, layout, turns)
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens, pooler_output=self.pooling(tokens, layout)
@@ -446,8 +486,11 @@ class NavitSiglipTextModel(NavitSiglipPreTrainedModel):
     """Token ids -> a vector for each token and one for each caption."""
 
     config_class = NavitSiglipTextConfig
+    base_model_prefix = "text"
     main_input_name = "input_ids"
     input_modalities = ("text",)
+    _input_embed_layer = "token_embedding"
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^image\.", r"^logit_"]
 
     def __init__(self, config: NavitSiglipTextConfig):
         super().__init__(config)
@@ -457,12 +500,6 @@ class NavitSiglipTextModel(NavitSiglipPreTrainedModel):
         self.pooling = AttentionPooling(config) if config.pooling == "map" else None
         self.head = nn.Linear(config.hidden_size, config.projection_size)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.token_embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.token_embedding = value
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -486,8 +523,10 @@ class NavitSiglipTextModel(NavitSiglipPreTrainedModel):
         if self.config.alignment == "right":
             index = index + length - layout.per_token(layout.lengths)
         # Padding before a caption takes any position; it is not attended to.
-        tokens = self.token_embedding(input_ids) + self.position_embedding(index.clamp(max=length - 1))
+        tokens = self.token_embedding(input_ids)
+        tokens = tokens + self.position_embedding(index.clamp(max=length - 1)).to(tokens.device)
         tokens = self.transformer(tokens, layout)
+        layout = layout.to(tokens.device)
         pooled = layout.last(tokens) if self.pooling is None else self.pooling(tokens, layout)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.head(pooled))
 
@@ -507,10 +546,10 @@ class NavitSiglipModel(NavitSiglipPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.text.token_embedding
+        return self.text.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.text.token_embedding = value
+        self.text.set_input_embeddings(value)
 
     def get_image_features(
         self, pixel_values, spatial_shapes, pixel_attention_mask=None, cu_seqlens=None, **kwargs
@@ -536,8 +575,9 @@ class NavitSiglipModel(NavitSiglipPreTrainedModel):
         image = self.image(pixel_values, spatial_shapes, pixel_attention_mask, image_cu_seqlens, **kwargs)
         text = self.text(input_ids, attention_mask, text_cu_seqlens, **kwargs)
         image_embeds = F.normalize(image.pooler_output, dim=-1)
-        text_embeds = F.normalize(text.pooler_output, dim=-1)
-        logits = self.logit_scale.exp() * image_embeds @ text_embeds.T + self.logit_bias
+        text_embeds = F.normalize(text.pooler_output, dim=-1).to(image_embeds.device)
+        scale, bias = (value.to(image_embeds.device) for value in (self.logit_scale, self.logit_bias))
+        logits = scale.exp() * image_embeds @ text_embeds.T + bias
         loss = None
         if return_loss:
             labels = 2 * torch.eye(*logits.shape, device=logits.device) - 1

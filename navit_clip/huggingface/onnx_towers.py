@@ -3,7 +3,8 @@
     image.onnx   pixel_values [images, patches, patch_dim], pixel_attention_mask, spatial_shapes
     text.onnx    input_ids [captions, context_length], attention_mask
 
-They give image_embeds and text_embeds, unit vectors. Inputs are as the folder's processor makes them.
+They give image_embeds and text_embeds, unit vectors. Inputs are as the folder's processor makes them. An
+image whose grid is beyond a table of absolute positions is refused by what runs the graph.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class _Graphs:
         for number, grid in enumerate(batch["spatial_shapes"]):
             alone = {name: values[number : number + 1] for name, values in batch.items()}
             for name in ("pixel_values", "pixel_attention_mask"):
-                alone[name] = alone[name][:, : max(2, grid.prod())]  # the graph wants a patch more than one
+                alone[name] = alone[name][:, : grid.prod()]
             vectors.append(_run(session, alone))
         yield torch.cat(vectors)
 

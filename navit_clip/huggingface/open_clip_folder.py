@@ -33,7 +33,7 @@ from navit_clip.huggingface.open_clip_weights import open_clip_weights
 from navit_clip.huggingface.processor import transformers_tokenizer
 from navit_clip.huggingface.siglip2 import TowerName, grid_positions, unlike
 from navit_clip.huggingface.verification import Verification, compare
-from navit_clip.huggingface.weight_files import read_json
+from navit_clip.json_object import read_json
 from navit_clip.model import ClipConfig, ImageTowerConfig
 from navit_clip.tokenizer import OpenClipTokenizer, PaddedTokenizer, Tokenizer
 from navit_clip.weights import LoadedModel

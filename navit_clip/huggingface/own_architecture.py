@@ -17,6 +17,7 @@ from navit_clip.huggingface.modeling_navit_siglip import (
     NavitSiglipVisionConfig,
     NavitSiglipVisionModel,
 )
+from navit_clip.huggingface.siglip2 import size_faults
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig
 from navit_clip.model.blocks import TransformerConfig
 
@@ -38,6 +39,11 @@ _TEXT = {
     "causal": "causal",
     "pooling": "pooling",
     "alignment": "alignment",
+}
+
+_SIZES = {
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("patch_size", "position_table_side", "vocab_size", "max_position_embeddings"),
 }
 
 NavitSiglipConfig.register_for_auto_class()
@@ -69,8 +75,12 @@ def own_config(config: ClipConfig, attended_padding: bool, token_ids: dict[str, 
     return NavitSiglipConfig(vision_config=vision_config, text_config=text_config)
 
 
-def clip_config(settings: Mapping[str, Any]) -> ClipConfig:
+def clip_config(settings: Mapping[str, Any], where: str = "config.json") -> ClipConfig:
     """The model that `own_config` was made for, from the config.json that it was saved as.
+
+    Args:
+        settings: what is in the file.
+        where: the file, for errors.
 
     Raises:
         CheckpointError: settings are missing, or impossible.
@@ -82,7 +92,12 @@ def clip_config(settings: Mapping[str, Any]) -> ClipConfig:
     if missing := [
         f"{part}.{name}" for part, names in needed.items() for name in names if name not in found[part]
     ]:
-        raise CheckpointError(f"config.json: not whole: there is no {', '.join(missing)}")
+        raise CheckpointError(f"{where}: not whole: there is no {', '.join(missing)}")
+    sizes = {part: [name for name in names if name in _SIZES] for part, names in needed.items()}
+    if faults := size_faults(
+        {f"{part}.{name}": found[part][name] for part, names in sizes.items() for name in names}
+    ):
+        raise CheckpointError(f"{where}: not a model of ours: {'; '.join(faults)}")
     try:
         return ClipConfig(
             image=ImageTowerConfig(
@@ -93,7 +108,7 @@ def clip_config(settings: Mapping[str, Any]) -> ClipConfig:
             text=TextTowerConfig(**_restored(text, _TRANSFORMER), **_restored(text, _TEXT)),
         )
     except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"config.json: not a model of ours: {error}") from error
+        raise CheckpointError(f"{where}: not a model of ours: {error}") from error
 
 
 def _renamed(config: TransformerConfig | PositionConfig, names: dict[str, str]) -> dict[str, Any]:

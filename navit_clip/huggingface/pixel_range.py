@@ -13,8 +13,8 @@ from open_clip.transform import PreprocessCfg
 
 from navit_clip.errors import CheckpointError
 from navit_clip.huggingface import open_clip_format
-from navit_clip.huggingface.weight_files import read_json
-from navit_clip.weights import PROCESSOR_FILES
+from navit_clip.image_settings import image_settings
+from navit_clip.json_object import read_json
 
 HALF = [0.5, 0.5, 0.5]
 """Mean and standard deviation of each channel that take pixels from [0, 1] to [-1, 1]."""
@@ -29,21 +29,13 @@ def check_pixel_range(folder: Path) -> None:
     open_clip_file = folder / open_clip_format.CONFIG_FILE
     if open_clip_file.exists():
         usual = PreprocessCfg()
-        said = {"mean": usual.mean, "std": usual.std, **_mapping(read_json(open_clip_file), "preprocess_cfg")}
+        found = read_json(open_clip_file).get("preprocess_cfg")
+        said = {"mean": usual.mean, "std": usual.std, **(found if isinstance(found, dict) else {})}
         _check(open_clip_file, said, {"mean": HALF, "std": HALF})
         return
-    for file in (folder / name for name in PROCESSOR_FILES):
-        if file.exists():
-            content = read_json(file)
-            expected = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-            expected |= {"image_mean": HALF, "image_std": HALF}
-            _check(file, _mapping(content, "image_processor") or content, expected)
-            return
-
-
-def _mapping(content: dict[str, Any], key: str) -> dict[str, Any]:
-    found = content.get(key)
-    return found if isinstance(found, dict) else {}
+    if settings := image_settings(folder):
+        expected = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+        _check(settings.file, settings.values, {**expected, "image_mean": HALF, "image_std": HALF})
 
 
 def _check(file: Path, said: dict[str, Any], expected: dict[str, Any]) -> None:

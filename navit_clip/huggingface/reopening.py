@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer, Siglip2TextCon
 
 from navit_clip.huggingface.siglip2 import TowerName
 from navit_clip.huggingface.verification import Verification, compare
-from navit_clip.huggingface.weight_files import read_json
+from navit_clip.json_object import read_json
 from navit_clip.weights import LoadedModel
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Siglip2Config, SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 
 from navit_clip.errors import CheckpointError
+from navit_clip.huggingface.siglip2 import size_faults
 
 PATCH_EMBEDDING = "vision_model.embeddings.patch_embedding.weight"
 
@@ -21,16 +22,18 @@ def siglip2_config_of(config: SiglipConfig) -> Siglip2Config:
     """The Siglip2Config of the same towers.
 
     Raises:
-        CheckpointError: images or patches are not square, or not a whole number of patches fits an image.
+        CheckpointError: images or patches are not square, or a patch is larger than an image.
     """
     vision, text = config.vision_config, config.text_config
     assert isinstance(vision, SiglipVisionConfig)
     assert isinstance(text, SiglipTextConfig)
     image_size, patch_size = vision.image_size, vision.patch_size
-    if not isinstance(image_size, int) or not isinstance(patch_size, int):
+    faults = size_faults({"vision_config.patch_size": patch_size, "vision_config.image_size": image_size})
+    if faults or not isinstance(image_size, int) or not isinstance(patch_size, int):
+        raise CheckpointError("a Siglip model that our towers cannot express: " + "; ".join(faults))
+    if image_size < patch_size:
         raise CheckpointError(
-            f"vision_config: expected square images and patches, found image_size {image_size} and "
-            f"patch_size {patch_size}"
+            f"vision_config.image_size is {image_size}, expected at least one patch of {patch_size}"
         )
     # A convolution leaves out the pixels at the end that do not fill a patch: 384 / 14 gives 27.
     vision_settings = {**vision.to_dict(), "num_patches": (image_size // patch_size) ** 2}

@@ -28,6 +28,9 @@ CONTEXT_LENGTH = 64
 TowerName = Literal["both", "image", "text"]
 ACTIVATION = "gelu_pytorch_tanh"
 
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_TEXT_SIZES = ("vocab_size", "max_position_embeddings")
+
 # Modules with a weight and a bias, ours and theirs.
 _OUTSIDE_BLOCKS = {
     "image.patch_embedding": "vision_model.embeddings.patch_embedding",
@@ -122,28 +125,34 @@ def clip_config(config: Siglip2Config) -> ClipConfig:
     """Our config of a Siglip2 model.
 
     Raises:
-        CheckpointError: the model has no pooling head, another activation, a table that is not square, or
-            towers whose embeddings differ in length.
+        CheckpointError: sizes are impossible, the model has no pooling head, another activation, dropout, a
+            table that is not square, or towers whose embeddings differ in length; lists all that is wrong.
     """
     vision, text = config.vision_config, config.text_config
     assert isinstance(vision, Siglip2VisionConfig)
     assert isinstance(text, Siglip2TextConfig)
-    assert isinstance(vision.patch_size, int)
-    side = math.isqrt(vision.num_patches)
+    faults = size_faults(
+        {f"vision_config.{name}": getattr(vision, name) for name in (*_SIZES, "patch_size", "num_patches")}
+        | {f"text_config.{name}": getattr(text, name) for name in (*_SIZES, *_TEXT_SIZES)}
+    )
     needed = {
         "vision_config.vision_use_head": (vision.vision_use_head, True),
         "vision_config.hidden_act": (vision.hidden_act, ACTIVATION),
+        "vision_config.attention_dropout": (vision.attention_dropout, 0),
         "vision_config.num_channels": (vision.num_channels, 3),
-        "vision_config.num_patches": (vision.num_patches, side**2),
         "text_config.hidden_act": (text.hidden_act, ACTIVATION),
+        "text_config.attention_dropout": (text.attention_dropout, 0),
         "text_config.projection_size": (text.projection_size, vision.hidden_size),
     }
-    faults = [
+    faults += [
         f"{key} is {found}, expected {expected}"
         for key, (found, expected) in needed.items()
         if found != expected
     ]
-    if faults:
+    side = math.isqrt(max(0, vision.num_patches))
+    if side**2 != vision.num_patches:
+        faults.append(f"vision_config.num_patches is {vision.num_patches}, expected the square of a number")
+    if faults or not isinstance(vision.patch_size, int):
         raise CheckpointError("a Siglip2 model that our towers cannot express: " + "; ".join(faults))
     return ClipConfig(
         image=ImageTowerConfig(
@@ -229,6 +238,21 @@ def grid_table(weights: Mapping[str, Tensor]) -> Float[Tensor, "entries dim"]:
     """
     row, column = weights["image.position.row"], weights["image.position.column"]
     return (row[:, None] + column[None]).flatten(0, 1)
+
+
+def size_faults(sizes: Mapping[str, Any]) -> list[str]:
+    """What of a config's sizes, by their dotted keys, is no count of at least 1; heads that do not divide."""
+    faults = [
+        f"{key} is {found}, expected a whole number of at least 1"
+        for key, found in sizes.items()
+        if type(found) is not int or found < 1
+    ]
+    for key, heads in sizes.items():
+        part, _, name = key.rpartition(".")
+        if name == "num_attention_heads" and not faults and sizes[f"{part}.hidden_size"] % heads:
+            width = sizes[f"{part}.hidden_size"]
+            faults.append(f"{key} is {heads}, expected a number that divides hidden_size, {width}")
+    return faults
 
 
 def _transformer_settings(config: TransformerConfig) -> dict[str, int | float | str]:

@@ -6,11 +6,9 @@ code when they are read, so they are refused unless they are asked for, and then
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,28 +16,31 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from navit_clip.errors import CheckpointError
+from navit_clip.json_object import read_json
 
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+SAFE = ".safetensors"
+PICKLED = [
+    f"{name}{ending}"
+    for name in ("open_clip_pytorch_model", "open_clip_model", "pytorch_model", "model")
+    for ending in (".bin", ".pt", ".pth", ".ckpt")
+]
+"""What pickled weights are called; other files with these endings hold a trainer's arguments and the like."""
 SHARD_INDEX = ".index.json"
 
 
 def missing_weights(folder: Path, names: Sequence[str]) -> list[str]:
-    """Files of a folder's weights that are not there; none where they are pickled.
+    """Files of a folder's weights that are not there.
 
     Args:
         folder: where to look.
-        names: file names without their endings, such as "model"; the first that is there counts.
+        names: file names without `.safetensors`, such as "model"; the first that is there counts.
 
     Raises:
         CheckpointError: an index of shards is broken.
     """
-    for name in names:
-        whole, index = _places(folder, name)
-        if whole.exists():
-            return []
-        if index.exists():
-            return [shard for shard in _shards(index) if not (folder / shard).exists()]
-    return [] if _pickled(folder) else [" or ".join(f"{name}.safetensors" for name in names)]
+    safe = [name + SAFE for name in names]
+    files = _files(folder, safe) or _files(folder, PICKLED)
+    return [file.name for file in files if not file.exists()] if files else [" or ".join(safe)]
 
 
 def read_weights(folder: Path, names: Sequence[str], allow_pickle: bool) -> dict[str, Tensor]:
@@ -47,8 +48,8 @@ def read_weights(folder: Path, names: Sequence[str], allow_pickle: bool) -> dict
 
     Args:
         folder: where to look.
-        names: file names without their endings, such as "model"; the first that is there is read.
-        allow_pickle: read a pickled file where there is no safetensors file, tensors alone.
+        names: file names without `.safetensors`, such as "model"; the first that is there is read.
+        allow_pickle: read pickled weights where there are no safetensors, tensors alone.
 
     Raises:
         CheckpointError: there are no weights, or only pickled ones; files are missing or broken, all of which
@@ -56,50 +57,27 @@ def read_weights(folder: Path, names: Sequence[str], allow_pickle: bool) -> dict
     """
     if missing := missing_weights(folder, names):
         raise CheckpointError(f"{folder}: not whole: there is no {', '.join(missing)} in it")
-    for name in names:
-        whole, index = _places(folder, name)
-        if whole.exists():
-            return _read_safetensors([whole])
-        if index.exists():
-            return _read_safetensors([folder / shard for shard in _shards(index)])
-    pickled = _pickled(folder)
+    if files := _files(folder, [name + SAFE for name in names]):
+        return _read_safetensors(files)
+    pickled = _files(folder, PICKLED)
     if not allow_pickle:
         raise CheckpointError(
             f"{folder}: its weights are pickled ({', '.join(path.name for path in pickled)}), and reading a "
             "pickle can run code; look for a safetensors file, or allow it with --allow-pickle, which reads "
             "tensors alone"
         )
-    if len(pickled) > 1:
-        raise CheckpointError(
-            f"{folder}: expected one pickled file, found {', '.join(path.name for path in pickled)}"
-        )
-    return _read_pickle(pickled[0])
+    return {name: weight for file in pickled for name, weight in _read_pickle(file).items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: the file is absent or is not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent}: there is no {path.name} in it") from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _places(folder: Path, name: str) -> tuple[Path, Path]:
-    """Where weights in one piece are, and where the index of those in shards is."""
-    return folder / f"{name}.safetensors", folder / f"{name}.safetensors{SHARD_INDEX}"
-
-
-def _pickled(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix in PICKLED)
+def _files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Of the first name that is there: the file, or the shards that its index names, there or not."""
+    for whole in (folder / name for name in names):
+        index = whole.with_name(whole.name + SHARD_INDEX)
+        if whole.exists():
+            return [whole]
+        if index.exists():
+            return [folder / shard for shard in _shards(index)]
+    return []
 
 
 def _shards(index: Path) -> list[str]:

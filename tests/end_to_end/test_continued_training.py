@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
+from navit_clip.batch import Batch
 from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.huggingface.importing import main as import_model
+from navit_clip.model import TwoTowers
 from navit_clip.weights import load_model
 from tests.foreign_folders import siglip2_folder
 from tests.ranks import on_ranks
@@ -24,34 +27,76 @@ def run(world: World, config: RunConfig) -> None:
     run_training(config, world)
 
 
-@torch.no_grad()
-def first_loss(config: RunConfig, imported: Path) -> float:
-    """The imported model's own loss on the run's first batch, by the definition: SigLIP, equation 1."""
-    model, tokenizer = load_model(imported)
-    loader = TrainLoader(
-        config.data, tokenizer, config.model.image.patch_size, config.model.text.context_length, config.seed
+def continued(
+    folder: Path, towers: tuple[str, ...] = ("image", "text"), **settings
+) -> tuple[RunConfig, Path]:
+    """A run on from those towers of an imported SigLIP 2, and the model folder of that."""
+    siglip2_folder(folder / "google")
+    imported = folder / "imported"
+    import_model([str(folder / "google"), str(imported)])
+    config = small_run(
+        folder,
+        pairs=360,
+        tokenizer=str(imported / "tokenizer"),
+        model=OmegaConf.to_container(OmegaConf.load(imported / "navit_clip.yaml")),
+        init_from={tower: str(imported) for tower in towers},
+        optimizer={"learning_rate": 3e-3, **settings.pop("optimizer", {})},
+        schedule={"warmup_pairs": 0},
+        **settings,
     )
-    embeddings = model(next(iter(loader)))
-    logits = embeddings.logit_scale * embeddings.image @ embeddings.text.T + embeddings.logit_bias
+    return config, imported
+
+
+def losses_of(config: RunConfig) -> list[float]:
+    rows = [json.loads(line) for line in (Path(config.folder) / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "pairs_per_second" in row]
+
+
+def first_batches(config: RunConfig, tokenizer, ranks: int = 1) -> list[Batch]:
+    sizes = config.model.image.patch_size, config.model.text.context_length
+    return [
+        next(iter(TrainLoader(config.data, tokenizer, *sizes, config.seed, rank, ranks)))
+        for rank in range(ranks)
+    ]
+
+
+@torch.no_grad()
+def loss_of(model: TwoTowers, batches: list[Batch]) -> float:
+    """A model's loss on all pairs of the batches, by the definition: SigLIP, equation 1."""
+    parts = [model(batch) for batch in batches]
+    image, text = (torch.cat([getattr(part, name) for part in parts]) for name in ("image", "text"))
+    logits = parts[0].logit_scale * image @ text.T + parts[0].logit_bias
     labels = 2 * torch.eye(len(logits)) - 1
     return float(-F.logsigmoid(labels * logits).sum() / len(logits))
 
 
 def test_training_goes_on_from_an_imported_model(tmp_path):
-    siglip2_folder(tmp_path / "google")
-    imported = tmp_path / "imported"
-    import_model([str(tmp_path / "google"), str(imported)])
-    config = small_run(
-        tmp_path,
-        pairs=360,
-        tokenizer=str(imported / "tokenizer"),
-        model=OmegaConf.to_container(OmegaConf.load(imported / "navit_clip.yaml")),
-        init_from={"image": str(imported), "text": str(imported)},
-        optimizer={"learning_rate": 3e-3},
-        schedule={"warmup_pairs": 0},
-    )
+    config, imported = continued(tmp_path)
     on_ranks(1, run, config)
-    rows = [json.loads(line) for line in (Path(config.folder) / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "pairs_per_second" in row]
-    assert abs(losses[0] - first_loss(config, imported)) < 1e-4 * losses[0]
+    losses = losses_of(config)
+    model, tokenizer = load_model(imported)
+    first = loss_of(model, first_batches(config, tokenizer))
+    assert abs(losses[0] - first) < 1e-4 * losses[0]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("towers", [("image",), ("text",), ("image", "text")], ids="-".join)
+def test_training_goes_on_from_either_tower_at_every_stage(tmp_path, towers, stage):
+    """On two ranks, with layer decay: first the loss of the imported towers beside what was drawn."""
+    slower_below = {tower: {"learning_rate_share": 0.5, "layer_decay": 0.8} for tower in towers}
+    config, imported = continued(
+        tmp_path, towers, optimizer=slower_below, engine={"precision": "fp32", "zero_stage": stage}
+    )
+    on_ranks(2, run, config)
+    losses = losses_of(config)
+    torch.manual_seed(config.seed)
+    expected = TwoTowers(config.model).eval()
+    source, tokenizer = load_model(imported)
+    prefixes = (*(f"{tower}." for tower in towers), *(["logit_"] if len(towers) == 2 else []))
+    weights = {name: weight for name, weight in source.state_dict().items() if name.startswith(prefixes)}
+    expected.load_state_dict(weights, strict=False)
+    first = loss_of(expected, first_batches(config, tokenizer, ranks=2))
+    assert abs(losses[0] - first) < 1e-4 * losses[0]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])

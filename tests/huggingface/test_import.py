@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from transformers import Siglip2Config, SiglipConfig
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from navit_clip.batch import PackedImages, Patches
@@ -20,6 +21,8 @@ from navit_clip.errors import CheckpointError
 from navit_clip.huggingface.export import main as export
 from navit_clip.huggingface.import_verification import verify_import
 from navit_clip.huggingface.importing import import_folder, main
+from navit_clip.huggingface.own_architecture import own_config
+from navit_clip.model import ClipConfig
 from navit_clip.model.position_tables import GridPositions
 from navit_clip.tokenizer import PaddedTokenizer, train_tokenizer
 from navit_clip.weights import load_model
@@ -231,6 +234,7 @@ def test_pickles_are_read_only_when_asked_for_and_never_run(tmp_path, monkeypatc
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pickled \(pytorch_model.bin\).*--allow-pickle"):
         import_folder(folder)
+    torch.save({"learning_rate": 1e-3}, folder / "training_args.bin")  # which trainers leave beside them
     loaded = import_folder(folder, allow_pickle=True).loaded
     assert torch.equal(loaded.model.logit_bias, weights["logit_bias"])
     for dump in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))):
@@ -238,6 +242,17 @@ def test_pickles_are_read_only_when_asked_for_and_never_run(tmp_path, monkeypatc
         with pytest.raises(CheckpointError, match=r"not readable as tensors alone: .* could run code$"):
             import_folder(folder, allow_pickle=True)
     assert not Path("exploded").exists()
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"there is no model\.safetensors in it$"):
+        import_folder(folder)
+    names = sorted(weights)
+    for number, part in enumerate((names[:9], names[9:])):
+        torch.save({name: weights[name] for name in part}, folder / f"pytorch_model-{number}.bin")
+    files = {name: f"pytorch_model-{int(place > 8)}.bin" for place, name in enumerate(names)}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(CheckpointError, match=r"pickled \(pytorch_model-0.bin, pytorch_model-1.bin\)"):
+        import_folder(folder)
+    assert import_folder(folder, allow_pickle=True)
 
 
 def test_code_in_a_folder_is_not_run(tmp_path, monkeypatch):
@@ -262,12 +277,14 @@ def test_wrong_weights_are_listed(tmp_path):
     del weights["logit_bias"]
     weights["extra"] = torch.zeros(1)
     weights["text_model.head.bias"] = torch.zeros(3)
+    weights["text_model.head.weight"] = weights["text_model.head.weight"].to(torch.int8)
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(CheckpointError) as raised:
         import_folder(folder)
     for fault in (
         "missing: logit_bias",
         "not of this model: extra",
+        "expected floating-point numbers, found others: text_model.head.weight (torch.int8)",
         "text_model.head.bias (expected [16], found [3])",
     ):
         assert fault in str(raised.value)
@@ -330,6 +347,51 @@ def test_an_index_names_no_file_elsewhere(tmp_path, name):
 def test_other_folders_are_refused(tmp_path, content, message):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=message):
+        import_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tower", "setting", "message"),
+    [
+        (
+            "siglip2",
+            "vision_config",
+            {"num_attention_heads": 0},
+            "is 0, expected a whole number of at least 1$",
+        ),
+        (
+            "siglip2",
+            "text_config",
+            {"num_attention_heads": 7},
+            "is 7, expected a number that divides hidden_",
+        ),
+        ("siglip2", "text_config", {"num_hidden_layers": 0}, "is 0, expected a whole number of at least 1$"),
+        ("siglip2", "vision_config", {"patch_size": [16, 16]}, r"is \[16, 16\], expected a whole number"),
+        ("siglip2", "vision_config", {"num_patches": 24}, "is 24, expected the square of a number$"),
+        ("siglip2", "text_config", {"attention_dropout": 0.1}, "is 0.1, expected 0$"),
+        ("siglip", "vision_config", {"image_size": [224, 224]}, r"is \[224, 224\], expected a whole number"),
+        ("siglip", "vision_config", {"image_size": 8}, "is 8, expected at least one patch of 16$"),
+        ("siglip", "vision_config", {"num_hidden_layers": 0}, "is 0, expected a whole number of at least 1$"),
+        (
+            "navit_siglip",
+            "vision_config",
+            {"num_hidden_layers": 0},
+            "is 0, expected a whole number of at least",
+        ),
+    ],
+    ids=str,
+)
+def test_sizes_that_cannot_be_are_named_by_their_keys(tmp_path, kind, tower, setting, message):
+    configs = {"siglip2": Siglip2Config, "siglip": SiglipConfig}
+    if kind in configs:
+        tokens = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+        settings = configs[kind](text_config=tokens).to_dict()
+    else:
+        settings = json.loads(own_config(ClipConfig(), False, {}).to_json_string(use_diff=False))
+    settings[tower] |= setting
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (name,) = setting
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/config\.json: .*{tower}\.{name} {message}"):
         import_folder(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from dataclasses import fields
@@ -14,12 +15,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from navit_clip.batch import PackedImages
+from navit_clip.batch import Embeddings, PackedImages
 from navit_clip.data import image_patches
+from navit_clip.distributed import World
 from navit_clip.errors import ExportError
+from navit_clip.huggingface import modeling_navit_siglip
 from navit_clip.huggingface.export import main as export
+from navit_clip.huggingface.folder import write_own
 from navit_clip.huggingface.importing import main as import_model
 from navit_clip.huggingface.modeling_navit_siglip import NavitSiglipModel
 from navit_clip.huggingface.own_architecture import (
@@ -29,9 +36,10 @@ from navit_clip.huggingface.own_architecture import (
     clip_config,
     own_config,
 )
+from navit_clip.loss import LossConfig, contrastive_loss
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig, TwoTowers
 from navit_clip.tokenizer import load_tokenizer, train_tokenizer
-from navit_clip.weights import load_model, save_model
+from navit_clip.weights import LoadedModel, load_model, save_model
 from tests.data_builders import noise_picture
 from tests.foreign_folders import CAPTIONS, shaken, siglip2_folder
 from tests.packs import noise_captions, noise_images, pack, pack_captions, patches_of_pixels
@@ -67,11 +75,12 @@ def built(
     biases: bool = False,
     qk_norm: bool = True,
     vocab_size: int = 600,
+    depth: int = 2,
     **text,
 ) -> TwoTowers:
     """A small model whose weights are none of its initial zeros and ones."""
     kind, coordinates, combination = position
-    size = {"depth": 2, "num_heads": 2, "mlp_dim": 40, "qk_norm": qk_norm, "biases": biases}
+    size = {"depth": depth, "num_heads": 2, "mlp_dim": 40, "qk_norm": qk_norm, "biases": biases}
     table = PositionConfig(
         kind=kind,  # type: ignore[arg-type]
         coordinates=coordinates,  # type: ignore[arg-type]
@@ -380,6 +389,37 @@ def test_what_was_saved_is_loaded_whole(tower, tmp_path):
     torch.testing.assert_close(result(back.eval(), tower, inputs), result(theirs, tower, inputs))
 
 
+@pytest.mark.parametrize("tower", ["image", "text"])
+@torch.no_grad()
+def test_a_pair_s_folder_opens_as_one_tower(tower, tmp_path):
+    of_class("both")[0].save_pretrained(tmp_path)
+    theirs, inputs = of_class(tower)
+    name = f"modeling_navit_siglip.{type(theirs).__name__}"
+    alone, told = get_class_from_dynamic_module(name, tmp_path).from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    torch.testing.assert_close(result(alone.eval(), tower, inputs), result(theirs, tower, inputs))
+
+
+@pytest.mark.parametrize("tower", list(TOWERS))
+def test_input_embeddings_can_be_replaced(tower):
+    theirs, _ = of_class(tower)
+    other = nn.Identity()
+    theirs.set_input_embeddings(other)
+    assert theirs.get_input_embeddings() is other
+
+
+def test_the_loss_is_that_of_training():
+    theirs, inputs = of_class("both")
+    outputs = theirs(**inputs)
+    vectors = outputs.image_embeds, outputs.text_embeds, torch.arange(len(outputs.image_embeds))
+    embeddings = Embeddings(*vectors, theirs.logit_scale.exp(), theirs.logit_bias)
+    alone = World(rank=0, size=1, device=torch.device("cpu"))
+    expected = contrastive_loss(LossConfig(), embeddings, [len(embeddings.image)], alone)
+    torch.testing.assert_close(outputs.loss, expected)
+
+
 @pytest.mark.parametrize("tower", list(TOWERS))
 def test_every_weight_is_initialised(tower):
     """By the class itself, from the config alone: transformers makes weights without values first."""
@@ -438,6 +478,15 @@ def test_a_pack_with_wrong_offsets_is_refused():
     theirs = remote(built(("grid", "fractional", "sum")))
     with pytest.raises(ValueError, match="cu_seqlens: expected one row of 5 tokens, found 1 of 4"):
         theirs.get_text_features(torch.ones(1, 4, dtype=torch.long), cu_seqlens=torch.tensor([0, 2, 5]))
+    patches, offsets = torch.zeros(1, 6, 48), torch.tensor([0, 4, 6])
+    for grids, message in (
+        ([[2, 3]], r"spatial_shapes: expected rows and columns of 2 images, \[2, 2\], found \[1, 2\]$"),
+        ([[2, 2], [2, 2]], "spatial_shapes: expected a grid of image 1's 2 patches, found 2 x 2$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            theirs.get_image_features(patches, torch.tensor(grids), cu_seqlens=offsets)
+    with pytest.raises(ValueError, match=r"a grid of image 0's 5 patches, found 2 x 3$"):
+        theirs.get_image_features(patches, torch.tensor([[2, 3]]), torch.tensor([[1] * 5 + [0]]))
 
 
 @pytest.mark.parametrize("position", [("learned_2d", "fractional", "sum"), ("learned", "absolute", "sum")])
@@ -458,6 +507,46 @@ def test_a_caption_beyond_the_context_is_refused(alignment, attended_padding):
     captions = padded_captions(noise_captions([65, 7], 600), "right", 70)
     with pytest.raises(ValueError, match=r"tokens of a caption: expected at most 64, found (65|70)"):
         theirs.get_text_features(**captions)
+
+
+def test_an_older_transformers_is_told_what_it_lacks(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "5.5.4")
+    with pytest.raises(ImportError, match=r"transformers>=5\.6 is required .* found transformers==5\.5\.4"):
+        runpy.run_path(modeling_navit_siglip.__file__)
+
+
+def on_its_device(module: nn.Module, arguments: tuple, settings: dict) -> tuple:
+    """As accelerate's hooks do it under a device_map: what has a `to` is moved before each part."""
+    device = next(module.parameters()).device
+    moved = [value.to(device, non_blocking=False) if hasattr(value, "to") else value for value in arguments]
+    return tuple(moved), {
+        name: value.to(device, non_blocking=False) if hasattr(value, "to") else value
+        for name, value in settings.items()
+    }
+
+
+@pytest.mark.parametrize("position", [("grid", "fractional", "sum"), ("rope", "fractional", "sum")])
+def test_every_part_may_have_a_device_of_its_own(position, monkeypatch):
+    """Neighbours at least, of eight devices that torch knows to be different; the tensors hold nothing."""
+    model = built(position, causal=True)
+    config = own_config(model.config, attended_padding=False, token_ids={})
+    monkeypatch.setattr(modeling_navit_siglip, "is_graph", lambda: True)  # nothing in them to be checked
+    images = padded_images(pack(noise_images(GRIDS, patch_size=4)))
+    captions = padded_captions(noise_captions([3, 9, 64, 2, 5, 7], 600), "left", 64)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        theirs = NavitSiglipModel._from_config(config)
+        whole = [part for part in theirs.modules() if type(part).__name__ in theirs._no_split_modules]
+        inside = {id(module) for part in whole for module in part.modules()}
+        leaves = [part for part in theirs.modules() if id(part) not in inside and not [*part.children()]]
+        parts = [part for part in whole + leaves if [*part.parameters()]]
+        for number, part in enumerate(parts):
+            for module in part.modules():
+                for name, weight in module.named_parameters(recurse=False):
+                    setattr(module, name, nn.Parameter(torch.empty_like(weight, device=f"cuda:{number % 8}")))
+            part.register_forward_pre_hook(on_its_device, with_kwargs=True)
+        logits = theirs(**images, **captions).logits_per_image
+    assert len(parts) > 8
+    assert logits.shape == (6, 6)
 
 
 OPEN_ELSEWHERE = """
@@ -521,10 +610,9 @@ def test_a_process_without_this_package_gets_our_embeddings(tmp_path):
     models, folders = [], []
     for position in ONE_OF_EACH_KIND:
         models.append(built(position))
-        save_model(models[-1], tokenizer, tmp_path / position[0])
         folders.append(str(tmp_path / f"{position[0]}-exported"))
-        arguments = ["--format", "own", "--tokens-per-image", "50"]
-        assert export([str(tmp_path / position[0]), folders[-1], *arguments]) == 0
+        Path(folders[-1]).mkdir()
+        write_own(LoadedModel(models[-1], tokenizer), Path(folders[-1]), "both", tokens_per_image=50)
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     command = [sys.executable, "-I", "-c", OPEN_ELSEWHERE, tmp_path, *folders]
     subprocess.run(command, check=True, env=environment)
@@ -544,8 +632,8 @@ def test_a_process_without_this_package_gets_our_embeddings(tmp_path):
 
 @pytest.mark.parametrize("tower", list(TOWERS))
 def test_the_snippet_of_the_model_card_runs(tmp_path, tower, monkeypatch, capsys):
-    model = built(("rope", "fractional", "sum"), vocab_size=49408, causal=True, context_length=77)
-    save_model(model, load_tokenizer("open_clip"), tmp_path / "model")
+    model = built(("rope", "fractional", "sum"), causal=True, context_length=77)
+    save_model(model, train_tokenizer(CAPTIONS, 600), tmp_path / "model")
     export([str(tmp_path / "model"), str(tmp_path / "towers"), "--format", "own", "--tower", tower])
     card = (tmp_path / "towers" / "README.md").read_text()
     Image.fromarray(noise_picture(40, 60)).save(tmp_path / "photo.jpg")
@@ -557,7 +645,7 @@ def test_the_snippet_of_the_model_card_runs(tmp_path, tower, monkeypatch, capsys
 
 
 def test_what_leaves_comes_in_again(tmp_path, capsys):
-    model = built(("fourier", "fractional_longer", "sum"), vocab_size=49408)
+    model = built(("fourier", "fractional_longer", "sum"), vocab_size=49408, context_length=77)
     save_model(model, load_tokenizer("open_clip"), tmp_path / "model")
     export([str(tmp_path / "model"), str(tmp_path / "out"), "--format", "own"])
     assert import_model([str(tmp_path / "out"), str(tmp_path / "back")]) == 0
@@ -566,7 +654,7 @@ def test_what_leaves_comes_in_again(tmp_path, capsys):
     for name, weight in model.state_dict().items():
         assert torch.equal(back.model.state_dict()[name], weight)
     captions = ["A dog's photo", "naïve 日本語", "word " * 90]
-    assert back.tokenizer.encode(captions, 64) == load_tokenizer("open_clip").encode(captions, 64)
+    assert back.tokenizer.encode(captions, 77) == load_tokenizer("open_clip").encode(captions, 77)
 
 
 def test_padded_captions_leave_and_come_back_padded(tmp_path):

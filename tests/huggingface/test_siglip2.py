@@ -207,6 +207,7 @@ def test_nothing_is_lacking_in_the_default_model():
         ("vision_config", {"vision_use_head": False}),
         ("vision_config", {"hidden_act": "relu"}),
         ("vision_config", {"num_patches": 200}),
+        ("vision_config", {"attention_dropout": 0.1}),
         ("text_config", {"projection_size": 32}),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,12 +93,15 @@ def test_what_does_not_fit_is_listed(tmp_path: Path):
 
 
 def train_twice(world: World, config: RunConfig) -> None:
-    """A run, which then goes on for as many pairs again."""
+    """A run, which then goes on for as many pairs again, without what it started from."""
     run_training(config, world)
+    if world.is_main:
+        shutil.rmtree(config.init_from.image)
     run_training(replace(config, pairs=2 * config.pairs), world, "latest")
 
 
 def test_a_frozen_trained_tower_stays_as_it_was_and_the_other_learns(tmp_path: Path):
+    """And the run goes on where the folder that the tower came from is gone."""
     engine, checkpoint = {"precision": "fp32", "zero_stage": 3}, {"every": 4, "keep": 0}
     config = small_run(tmp_path, engine=engine, checkpoint=checkpoint)
     source = trained(tmp_path / "model", config.model).state_dict()
