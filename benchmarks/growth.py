@@ -4,8 +4,10 @@
     python -m benchmarks.growth --memory
 
 Forward and backward on images of 224 px, 196 patches each, 2k to 64k tokens a batch; a tower of width 192
-and six blocks, fp32 on a CPU and bfloat16 on a GPU. Times in turns, medians. Memory is what forward and
-backward need at most beyond weights and inputs, each in a process of its own where freed memory goes back.
+and six blocks, fp32 on a CPU and bfloat16 on a GPU. Times in turns, medians; those to the first are counted
+in the time of a large matrix product, taken before and after every turn, since a machine's rate may change
+from minute to minute. Memory is what forward and backward need at most beyond weights and inputs, each in a
+process of its own where freed memory goes back.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ def main() -> None:
         return
     machine = Machine.here()
     runs = {str(tokens): make_run(number, machine) for tokens, number in numbers.items()}
-    timings = turns.take_turns(runs, arguments.rounds, machine.device)
-    each = {tokens: timings[str(tokens)].seconds / number / PATCHES for tokens, number in numbers.items()}
+    product, _ = turns.matrix_product(machine.device, machine.dtype)
+    timings = turns.take_turns(runs, arguments.rounds, machine.device, yardstick=product)
     print("| tokens | microseconds a token | to the first | spread |\n|---|---|---|---|")
-    for tokens, seconds in each.items():
-        ratio = seconds / next(iter(each.values()))
-        print(f"| {tokens} | {1e6 * seconds:.1f} | {ratio:.2f} | {timings[str(tokens)].spread:.0%} |")
+    first = timings[str(arguments.tokens[0])].yards / numbers[arguments.tokens[0]]
+    for tokens, number in numbers.items():
+        timing = timings[str(tokens)]
+        each, ratio = timing.seconds / number / PATCHES, timing.yards / number / first
+        print(f"| {tokens} | {1e6 * each:.1f} | {ratio:.2f} | {timing.spread:.0%} |", flush=True)
 
 
 def make_run(number: int, machine: Machine):

@@ -4,10 +4,11 @@
     python -m benchmarks.plan --size s16 --ranks 1 2 --memory
 
 Each case trains in processes of its own, one a rank, in fp32 on images of 224 px and captions of 16 tokens,
-through the training loop's own step. Memory is the most that rank 0 held beyond what it held before the model
-was made, in a run in which freed memory goes back at once; time is the median of a run that keeps it, after a
-step to warm up. The machine's rates are those that `--gpu this` takes, measured just before each case on as
-many threads as a rank has, by as many processes at once as there are ranks.
+through the training loop's own step. Memory is the most that rank 0 held beyond what it held before the
+model was made, in a run in which freed memory goes back at once; time is that of a run that keeps it, after
+two steps to warm up. The machine's rates are those that `--gpu this` takes, on as many threads as a rank has,
+by as many processes at once as there are ranks. They are taken before and after every step, since they may
+change from minute to minute, and a step stands beside the mean of what the two plan; medians of all steps.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -54,8 +56,10 @@ class Found(NamedTuple):
     """What rank 0 saw."""
 
     memory: int
-    seconds: float
-    hardware: Hardware
+    seconds: list[float]
+    """Of each step."""
+    hardware: list[Hardware]
+    """Before the first step and after each."""
 
 
 def main() -> None:
@@ -74,7 +78,7 @@ def main() -> None:
             threads = max(1, torch.get_num_threads() // num_ranks)
             trial = Trial(arguments.size, stage, arguments.images, arguments.steps, threads)
             if arguments.memory:
-                found = measure(trial._replace(steps=2), num_ranks, RETURN_FREED)
+                found = measure(trial._replace(steps=0), num_ranks, RETURN_FREED)
                 print(memory_row(trial, num_ranks, found.memory), flush=True)
             else:
                 print(time_row(trial, num_ranks, measure(trial, num_ranks, {})), flush=True)
@@ -93,10 +97,13 @@ def memory_row(trial: Trial, num_ranks: int, held: int) -> str:
 def time_row(trial: Trial, num_ranks: int, found: Found) -> str:
     """Planned beside measured."""
     config = run_config(trial)
-    planned = step_time(config, workload(config), num_ranks, found.hardware).total
+    load = workload(config)
+    rates = [step_time(config, load, num_ranks, hardware).total for hardware in found.hardware]
+    planned = [statistics.mean(pair) for pair in pairwise(rates)]
+    off = statistics.median(plan / took for plan, took in zip(planned, found.seconds, strict=True)) - 1
     return (
-        f"| {num_ranks} | {trial.stage} | {planned:.2f} s | {found.seconds:.2f} s "
-        f"| {planned / found.seconds - 1:+.0%} |"
+        f"| {num_ranks} | {trial.stage} | {statistics.median(planned):.2f} s "
+        f"| {statistics.median(found.seconds):.2f} s | {off:+.0%} |"
     )
 
 
@@ -130,21 +137,26 @@ def train(world: World, trial: Trial) -> Found:
     """One rank of a trial."""
     warnings.simplefilter("ignore")  # DeepSpeed's, of torch's newer names
     config = run_config(trial)
-    world.barrier()
-    hardware = measured_here(workload(config), world)
     small = make_step(trial._replace(size="tiny", images=1), world)
     small()  # what libraries set up once is no model's
     del small
     before = turns.resident("VmRSS")
     turns.forget_high_water_mark()
     step = make_step(trial, world)
-    seconds = []
+    for _ in range(2):  # the second has the optimizer's moments from its start
+        step()
+    held = turns.resident("VmHWM") - before
+    load = workload(config)
+    world.barrier()
+    hardware, seconds = [measured_here(load, world)], []
     for _ in range(trial.steps):
         world.barrier()
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    return Found(turns.resident("VmHWM") - before, statistics.median(seconds[1:]), hardware)
+        world.barrier()
+        hardware.append(measured_here(load, world))
+    return Found(held, seconds, hardware)
 
 
 def make_step(trial: Trial, world: World) -> Callable[[], object]:
