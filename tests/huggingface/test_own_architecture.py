@@ -509,10 +509,11 @@ def test_a_caption_beyond_the_context_is_refused(alignment, attended_padding):
         theirs.get_text_features(**captions)
 
 
-def test_an_older_transformers_is_told_what_it_lacks(monkeypatch):
+def test_an_older_transformers_is_told_what_it_lacks(monkeypatch, root):
     monkeypatch.setattr("importlib.metadata.version", lambda package: "5.5.4")
     with pytest.raises(ImportError, match=r"transformers>=5\.6 is required .* found transformers==5\.5\.4"):
         runpy.run_path(modeling_navit_siglip.__file__)
+    assert '"transformers>=5.6",' in (root / "pyproject.toml").read_text()
 
 
 def on_its_device(module: nn.Module, arguments: tuple, settings: dict) -> tuple:
@@ -636,6 +637,7 @@ def test_the_snippet_of_the_model_card_runs(tmp_path, tower, monkeypatch, capsys
     save_model(model, train_tokenizer(CAPTIONS, 600), tmp_path / "model")
     export([str(tmp_path / "model"), str(tmp_path / "towers"), "--format", "own", "--tower", tower])
     card = (tmp_path / "towers" / "README.md").read_text()
+    assert "needs transformers 5.6 or newer" in card
     Image.fromarray(noise_picture(40, 60)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
