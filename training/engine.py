@@ -21,7 +21,7 @@ from navit_clip.batch import Batch, Embeddings
 from navit_clip.distributed import World
 from navit_clip.errors import ConfigError
 from navit_clip.model import ClipConfig, TwoTowers
-from navit_clip.model.blocks import Block
+from navit_clip.model.blocks import Block, Linear
 from training.average import MovingAverage
 from training.moments import Moments
 from training.quiet_deepspeed import AsyncIOBuilder, deepspeed, set_z3_leaf_modules
@@ -29,6 +29,10 @@ from training.shares import Shares
 
 OFFLOADS_FROM = {"none": 0, "cpu": 1, "nvme": 3}
 """The ZeRO stage from which on DeepSpeed keeps the optimizer's state in a place of its own."""
+
+EXCHANGED_IN_HALF = (torch.nn.Linear, Linear)
+"""Layers whose weights and gradients ranks exchange in the precision of the products. DeepSpeed asks for a
+module's very class; what it does not find here (norms, embeddings, the pooling's query) goes in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +185,13 @@ class Engine:
                 self._moments.put_back(self._momenta)
             norm = float(self._engine.get_global_grad_norm() or 0.0)
         else:
-            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
+            trained = [p for p in self._parameters.values() if p.grad is not None]
+            total = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+            norm = float(total)
             applied = math.isfinite(norm)
             if applied:
+                if self.config.gradient_clipping:
+                    torch.nn.utils.clip_grads_with_norm_(trained, self.config.gradient_clipping, total)
                 self._engine.step()
             else:
                 self._module.zero_grad()
@@ -272,12 +279,19 @@ def deepspeed_config(config: EngineConfig, uses_muon: bool = False) -> dict[str,
         # A packed batch holds as many pairs as fit its tokens; DeepSpeed only wants a number here.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.gradient_clipping,
+        # At stage 0 the engine clips by the norm that it looks at; DeepSpeed would compute it once more.
+        "gradient_clipping": config.gradient_clipping if config.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on the host, too, uncompiled
         # The model casts by itself, here and in evaluation; this has what ranks exchange cast, too.
-        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+        "torch_autocast": {
+            "enabled": config.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [
+                f"{kind.__module__}.{kind.__name__}" for kind in EXCHANGED_IN_HALF
+            ],
+        },
         "steps_per_print": 2**31,
     }
 

@@ -232,9 +232,10 @@ class _Opened(pickle.Unpickler):
 class Transfer:
     """Copies batches to a device; on a GPU on a stream of its own.
 
-    The host runs ahead of a GPU, so a batch is copied while the step before it still computes; the stream
-    that uses the batch waits for the copy, the host does not. No batch is taken from the loader before its
-    turn, so the loader's state says what was trained on.
+    The stream that uses the batch waits for the copy, the host does not: it goes on to the next batch of the
+    step, and launches what computes. No batch is taken from the loader before its turn, so the loader's state
+    says what was trained on; the host has read the norm of the step before by then, so a step's first copy
+    comes after that step.
     """
 
     def __init__(self, device: torch.device):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -121,20 +121,44 @@ def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path: Path, ranks: 
         assert found[name] == pytest.approx(values, rel=1e-5, abs=1e-7), name
 
 
-def evaluation_dtypes(world: World, config: RunConfig) -> list[torch.dtype]:
-    """What the model that is evaluated computes in, at stages where it is the trained one and a copy."""
-    dtypes = []
+class Dtypes(NamedTuple):
+    evaluated: torch.dtype
+    """What the model that is evaluated computes in."""
+    exchanged: dict[str, torch.dtype]
+    """What ranks exchange each weight and its gradient in."""
+
+
+def dtypes(world: World, config: RunConfig) -> list[Dtypes]:
+    """At stages where the model that is evaluated is the trained one and a copy."""
+    from deepspeed.runtime.torch_autocast import get_comm_dtype
+
+    found = []
     for stage in (0, 3):
         model = make_model(config)
-        engine = EngineConfig(zero_stage=stage, precision="bf16")
-        whole = Engine(engine, model, make_optimizer(config.optimizer, model), world).whole_model()
-        dtypes.append(whole.compute_dtype)
-    return dtypes
+        engine = Engine(
+            EngineConfig(zero_stage=stage, precision="bf16"),
+            model,
+            make_optimizer(config.optimizer, model),
+            world,
+        )
+        exchanged = {name: get_comm_dtype(weight) for name, weight in model.named_parameters()}
+        found.append(Dtypes(engine.whole_model().compute_dtype, exchanged))
+    return found
 
 
-def test_evaluation_computes_as_training_does(tmp_path: Path):
-    # The attention backend was chosen for that precision, and kernels of half precision take no other.
-    assert on_ranks(1, evaluation_dtypes, small_run(tmp_path)) == [[torch.bfloat16] * 2]
+def test_bf16_reaches_evaluation_and_what_ranks_exchange(tmp_path: Path):
+    for found in on_ranks(1, dtypes, small_run(tmp_path))[0]:
+        # The attention backend was chosen for that precision, and kernels of half precision take no other.
+        assert found.evaluated == torch.bfloat16
+        halves = {name for name, dtype in found.exchanged.items() if dtype == torch.bfloat16}
+        products = {
+            name
+            for name in found.exchanged
+            if (".blocks." in name and "norm" not in name) or name.endswith("patch_embedding.weight")
+        }
+        assert products, "the blocks' weights must be there to be looked at"
+        assert products <= halves
+        assert not any("norm" in name for name in halves)
 
 
 @pytest.mark.parametrize(
