@@ -59,7 +59,8 @@ def _free_port() -> int:
 
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.train", "open_clip"])
+    # DeepSpeed's ZeRO decorates Muon with torch.compile, which imports the compiler: seconds in every rank.
+    context.set_forkserver_preload(["training.train", "deepspeed.runtime.zero.muon.muon_optimizer"])
     return context
 
 

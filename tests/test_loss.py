@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import product
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,10 +117,22 @@ def test_loss_and_gradients_equal_the_dense_reference(all_counts):
         assert_is(dense_reference(random_embeddings(sum(counts)), config, wanted), by_rank)
 
 
+def open_clip_losses() -> ModuleType:
+    """That module of open_clip alone: the models beside it take every rank seconds to import."""
+    package = find_spec("open_clip")
+    assert package is not None
+    assert package.submodule_search_locations
+    spec = spec_from_file_location("open_clip_loss", f"{package.submodule_search_locations[0]}/loss.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def open_clip_outcome(world: World, kind: str, num_pairs: int) -> Outcome:
     """open_clip's losses for the same slice; `gather` exchanges by one all-gather with gradient."""
-    from open_clip.loss import ClipLoss, SigLipLoss
-
+    theirs = open_clip_losses()
     everything = random_embeddings(num_pairs * world.size)
     own = slice(num_pairs * world.rank, num_pairs * (world.rank + 1))
     image, text, scale, bias = leaves = [
@@ -132,9 +146,9 @@ def open_clip_outcome(world: World, kind: str, num_pairs: int) -> Outcome:
     ]
     settings = {"rank": world.rank, "world_size": world.size}
     if kind == "sigmoid":
-        loss = SigLipLoss(**settings, dist_impl="gather")(image, text, scale, bias)
+        loss = theirs.SigLipLoss(**settings, dist_impl="gather")(image, text, scale, bias)
     else:
-        loss = ClipLoss(**settings, local_loss=True, gather_with_grad=True)(image, text, scale)
+        loss = theirs.ClipLoss(**settings, local_loss=True, gather_with_grad=True)(image, text, scale)
     loss.backward()
     gradients = [torch.zeros(1) if leaf.grad is None else leaf.grad for leaf in leaves]
     return Outcome(loss.item(), {name: g.numpy() for name, g in zip(NAMES, gradients, strict=True)})
