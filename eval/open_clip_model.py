@@ -130,7 +130,8 @@ def _up_to_end(ids: list[int]) -> list[int]:
 def _tokens_per_image(visual: Any) -> int:
     """Patches of an image, or cells of the last map of a convolutional tower."""
     sides = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
-    embedding = getattr(getattr(visual, "trunk", None), "patch_embed", None)
+    trunk = getattr(visual, "trunk", None)  # a timm model's; NaFlexVit calls it embeds
+    embedding = getattr(trunk, "patch_embed", None) or getattr(trunk, "embeds", None)
     patch = getattr(visual, "patch_size", None) or getattr(embedding, "patch_size", None) or LAST_STRIDE
     patches = patch if isinstance(patch, tuple) else (patch, patch)
     return (sides[0] // patches[0]) * (sides[1] // patches[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -365,17 +366,22 @@ def _verified(tower: TowerName, verification: Verification) -> str:
     compared = []
     if tower != "text":
         compared.append(
-            f"{verification.num_images} images (at most {verification.image_difference:.0e} apart)"
+            f"{verification.num_images} images (at most {_at_most(verification.image_difference)} apart)"
         )
     if tower != "image":
         compared.append(
             f"{verification.num_captions} captions (equal token ids, vectors at most "
-            f"{verification.caption_difference:.0e} apart)"
+            f"{_at_most(verification.caption_difference)} apart)"
         )
     return (
         "After export the folder was opened again and its unit vectors compared with the trained "
         f"model's, in float32 on a CPU: {' and '.join(compared)}."
     )
+
+
+def _at_most(difference: float) -> str:
+    """Two digits, rounded up."""
+    return f"{Context(prec=2, rounding=ROUND_CEILING).create_decimal(difference):.1e}"
 
 
 def _yes(flag: bool) -> str:

@@ -231,6 +231,7 @@ def _sample(folder: Path, image: _Image, key: str) -> _Sample:
         raise SampleError("overlong caption", f"{image.path}: over {MAX_CAPTION_LENGTH} characters")
     data = _read(folder, image.path)
     encoded = EncodedImage(data)
+    encoded.decode()  # a header may be whole, and the picture behind it cut off
     record = {
         **image.columns,
         "path": image.path,

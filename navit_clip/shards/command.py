@@ -56,6 +56,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--most: expected at least 1, found {arguments.most}")
     if arguments.out.is_dir() or not arguments.out.absolute().parent.is_dir():
         raise ConfigError(f"--out: {arguments.out} cannot be written: it is a folder, or not in one")
+    if arguments.set and arguments.config is None:
+        raise ConfigError(f"--set: expected with --config alone, found {' '.join(arguments.set)}")
     data = _data_config(arguments) if arguments.config else None
     remote = remote_config(arguments.remote) if data is None else data.remote
     caption_key = arguments.caption_key
@@ -73,16 +75,16 @@ def _inspect(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"--out: {arguments.out} cannot be written: {error.strerror}") from error
     number, shards = _counted(found.num_samples, "sample"), _counted(found.num_shards, "shard")
-    print(f"{number}, {shards}; {found.faults.summary()}")
+    print(f"{number}, {shards}; by captions and image headers {found.faults.summary()}")
     print(arguments.out)
     return 0
 
 
 def _data_config(arguments: argparse.Namespace) -> DataConfig:
-    """What the config says, of the shards that are looked at."""
+    """What the config says, of the shards that are looked at: weights are those of its own sources."""
     shards = f"data.shards=[{','.join(map(repr, arguments.shards))}]"
     remote = [f"data.remote.{setting}" for setting in arguments.remote]
-    settings = [*arguments.set, shards, *remote]
+    settings = [*arguments.set, shards, "data.weights=[]", *remote]
     return replace(load_config(DataConfig, arguments.config, settings, section="data"), num_workers=0)
 
 

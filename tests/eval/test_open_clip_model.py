@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 
@@ -180,6 +181,12 @@ def exported(folder: Path) -> str:
     save_model(built(("learned", "fractional", "sum"), **text), load_tokenizer("open_clip"), folder / "model")
     assert export([str(folder / "model"), str(folder / "out"), "--format", "open_clip"]) == 0
     return f"open_clip:local-dir:{folder / 'out'}"
+
+
+def test_patches_of_packed_towers_are_counted(tmp_path):
+    model = OpenClipModel(exported(tmp_path), ALONE.device, torch.float32)
+    grid = math.isqrt(ImageConfig().tokens_per_image)  # the square that an export of no run is for
+    assert model.preparation(ImageConfig()).most_tokens == grid**2
 
 
 @pytest.mark.real_data

@@ -53,10 +53,18 @@ def run(tmp_path_factory) -> Path:
     (folder / "config.yaml").write_text(json.dumps(settings))
     row = {"dataset": "stamps", "task": "zeroshot_retrieval", "num_samples": 87, "tokens_per_image": 256}
     rows = [
-        {**row, "step": step, "metrics": {"image_retrieval_recall@1": value}, "chance": {}}
+        {
+            **row,
+            "step": step,
+            "pairs": 51 * step + 8,
+            "metrics": {"image_retrieval_recall@1": value},
+            "chance": {},
+        }
         for step, value in ((10, 0.25), (20, 0.5))
     ]
-    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"loss": 3.0}, *rows])))
+    (folder / "metrics.jsonl").write_text(
+        "\n".join(map(json.dumps, [{"loss": 3.0}, {"step": 10, "pairs": 509}, *rows]))
+    )
     (folder / "eval").mkdir()
     record = {
         **row,
@@ -87,7 +95,8 @@ def test_a_card_says_how_the_model_was_trained_and_judged(run, tmp_path):
         "# pets-s16\n",
         f'folder = "{tmp_path / "out"}"  # where this folder is',
         "model = AutoModel.from_pretrained(folder).eval()",
-        "| image-text pairs seen | 1000 |",
+        "| image-text pairs seen | 1,028 |",
+        "| image-text pairs to see in all | 1000 |",
         "| image sides drawn (pixels) | native, min side 64 |",
         "| patches dropped | constant, rate 0.5 |",
         "| schedule | cosine, warmup pairs 10 |",

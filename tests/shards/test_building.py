@@ -223,10 +223,12 @@ def test_a_build_that_ended_before_its_first_shard_was_in_the_manifest_goes_on(t
 
 def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, images):
     (images / "text.jpg").write_text("no image")
+    (images / "cut.png").write_bytes(encode_image(noise_picture(99, 99))[:2000])
     (tmp_path / "secret.png").write_bytes(encode_image(noise_picture(9, 9)))
     (images / "link.png").symlink_to(tmp_path / "secret.png")
     bad = {
         "text.jpg": "undecodable image",
+        "cut.png": "undecodable image",
         "gone.png": "missing image",
         "nul\0.png": "missing image",
         "../secret.png": "outside the folder",

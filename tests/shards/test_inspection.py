@@ -53,7 +53,8 @@ def test_the_page_is_whole_and_predicts(tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text(
         "folder: runs/x\nmodel: {image: {patch_size: 8}}\n"
-        "data: {shards: [elsewhere.tar], tokens_per_batch: 300, resolution: {min_side: 40, max_side: 40}}\n"
+        "data: {shards: [elsewhere.tar, more.tar], weights: [1, 0.5], "
+        "tokens_per_batch: 300, resolution: {min_side: 40, max_side: 40}}\n"
     )
     page = tmp_path / "page.html"
     command = ["shards", "inspect", *shards, "--out", str(page)]
@@ -74,6 +75,7 @@ def test_the_page_is_whole_and_predicts(tmp_path, capsys):
     assert Image.open(io.BytesIO(base64.b64decode(png))).width > 6 * 192
     assert main(["shards", "inspect", *shards, "--out", str(tmp_path / "none" / "x.html")]) == 2
     assert main([*command, "--most", "0"]) == 2
+    assert main([*command, "--set", "data.drop.rate=0.2"]) == 2
 
 
 def test_a_histogram_counts_everything_once():
