@@ -24,13 +24,14 @@ def make_model(config: RunConfig) -> TwoTowers:
     return TwoTowers(config.model)
 
 
-def make_parts(config: RunConfig, steps: int) -> list[list[Batch]]:
-    """For each step the parts that ranks and batches are made of."""
+def make_parts(config: RunConfig, steps: int, world: World) -> list[list[Batch]]:
+    """For each step the parts that a rank's batches are made of: its share of them all."""
     image, text = config.model.image, config.model.text
     tokenizer = load_tokenizer(config.tokenizer)
+    own = PARTS // world.size
     loaders = [
         iter(TrainLoader(config.data, tokenizer, image.patch_size, text.context_length, 0, part, PARTS))
-        for part in range(PARTS)
+        for part in range(own * world.rank, own * (world.rank + 1))
     ]
     return [[next(loader) for loader in loaders] for _ in range(steps)]
 
@@ -63,10 +64,9 @@ def joined(batches: list[Batch]) -> Batch:
 
 
 def accumulate(engine: Engine, parts: list[Batch], world: World) -> Contrast:
-    """A step's gradient; the parts are shared out among ranks, and a rank's among its batches."""
-    own, size = PARTS // world.size, PARTS // world.size // engine.config.accumulation
-    mine = parts[own * world.rank : own * (world.rank + 1)]
-    batches = [joined(mine[start : start + size]) for start in range(0, own, size)]
+    """A step's gradient; a rank's parts are shared out among its batches."""
+    size = len(parts) // engine.config.accumulation
+    batches = [joined(parts[start : start + size]) for start in range(0, len(parts), size)]
     counts = world.counts(sum(map(len, batches)))
     return accumulate_gradient(engine, batches, counts, LossConfig(), world)
 

@@ -34,7 +34,7 @@ def train(world: World, config: RunConfig, engines: list[EngineConfig], backend:
     from torch._dynamo.utils import counters
 
     torch.compile = partial(torch.compile, backend=backend)
-    steps, outcomes = make_parts(config, STEPS), []
+    steps, outcomes = make_parts(config, STEPS, world), []
     sizes = {(batch.images.num_tokens, batch.captions.num_tokens) for parts in steps for batch in parts}
     assert len(sizes) > STEPS, "every step must bring new numbers of tokens"
     for settings in engines:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,13 +22,26 @@ from training.optimizer import make_optimizer
 STEPS = 30
 
 
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> RunConfig:
+    return small_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def expected(config: RunConfig) -> torch.Tensor:
+    """The reference's losses."""
+    losses = torch.tensor(plain_losses(config))
+    assert losses[-1] < 0.9 * losses[0], "the reference must learn, or agreement means little"
+    return losses
+
+
 def plain_losses(config: RunConfig) -> list[float]:
     """The reference: one process, torch alone, all parts as one batch."""
     alone = World(rank=0, size=1, device=torch.device("cpu"))
     model = make_model(config)
     optimizer = make_optimizer(replace(config.optimizer, learning_rate=LEARNING_RATE), model)
     losses = []
-    for parts in make_parts(config, STEPS):
+    for parts in make_parts(config, STEPS, alone):
         batch = joined(parts)
         loss = contrastive_loss(LossConfig(), model(batch), [len(batch)], alone)
         loss.backward()
@@ -44,7 +56,7 @@ def engine_losses(
     world: World, config: RunConfig, engines: list[tuple[EngineConfig, bool]]
 ) -> list[list[float]]:
     """Losses of this rank, which ranks average to the whole batch's, for each engine in turn."""
-    steps, results = make_parts(config, STEPS), []
+    steps, results = make_parts(config, STEPS, world), []
     for engine_config, checkpoints_blocks in engines:
         model = make_model(config)
         for tower in (model.image, model.text):
@@ -77,23 +89,19 @@ ALL: list[tuple[int, list[Way]]] = [
 @pytest.mark.parametrize(
     ("ranks", "ways"), [*SOME, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL)]
 )
-def test_ranks_stages_and_accumulation_take_the_same_steps(tmp_path: Path, ranks: int, ways: list[Way]):
-    config = small_run(tmp_path)
-    expected = torch.tensor(plain_losses(config))
-    assert expected[-1] < 0.9 * expected[0], "the reference must learn, or agreement means little"
+def test_ranks_stages_and_accumulation_take_the_same_steps(
+    config: RunConfig, expected: torch.Tensor, ranks: int, ways: list[Way]
+):
     by_rank = on_ranks(ranks, engine_losses, config, ways)
     for way, *losses in zip(ways, *by_rank, strict=True):
         error = ((torch.tensor(losses).mean(dim=0) - expected).abs() / expected).max()
         assert error < 1e-5, way
 
 
-def test_bf16_stays_near_fp32(tmp_path: Path):
-    config = small_run(tmp_path)
+def test_bf16_stays_near_fp32(config: RunConfig, expected: torch.Tensor):
     ways = [(EngineConfig(zero_stage=stage, precision="bf16"), False) for stage in (0, 3)]
     for losses in on_ranks(1, engine_losses, config, ways)[0]:
-        torch.testing.assert_close(
-            torch.tensor(losses), torch.tensor(plain_losses(config)), rtol=2e-2, atol=0
-        )
+        torch.testing.assert_close(torch.tensor(losses), expected, rtol=2e-2, atol=0)
 
 
 def moving_average(world: World, config: RunConfig, stage: int) -> list[dict[str, list[float]]]:
@@ -102,9 +110,8 @@ def moving_average(world: World, config: RunConfig, stage: int) -> list[dict[str
     optimizer = make_optimizer(config.optimizer, model)
     engine = Engine(fp32(zero_stage=stage, average_decay=0.5), model, optimizer, world)
     expected = {name: weight.clone() for name, weight in make_model(config).state_dict().items()}
-    for parts in make_parts(config, 3):
-        counts = world.counts(len(parts[world.rank]))
-        accumulate_gradient(engine, parts[world.rank : world.rank + 1], counts, LossConfig(), world)
+    for first, *_ in make_parts(config, 3, world):
+        accumulate_gradient(engine, [first], world.counts(len(first)), LossConfig(), world)
         engine.step(LEARNING_RATE)
         state = engine.state()
         for name, weight in state.weights.items():
@@ -115,9 +122,9 @@ def moving_average(world: World, config: RunConfig, stage: int) -> list[dict[str
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 3)])
-def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path: Path, ranks: int, stage: int):
-    found, expected = on_ranks(ranks, moving_average, small_run(tmp_path), stage)[0]
-    for name, values in expected.items():
+def test_the_average_of_the_weights_is_what_is_evaluated(config: RunConfig, ranks: int, stage: int):
+    found, average = on_ranks(ranks, moving_average, config, stage)[0]
+    for name, values in average.items():
         assert found[name] == pytest.approx(values, rel=1e-5, abs=1e-7), name
 
 
@@ -146,8 +153,8 @@ def dtypes(world: World, config: RunConfig) -> list[Dtypes]:
     return found
 
 
-def test_bf16_reaches_evaluation_and_what_ranks_exchange(tmp_path: Path):
-    for found in on_ranks(1, dtypes, small_run(tmp_path))[0]:
+def test_bf16_reaches_evaluation_and_what_ranks_exchange(config: RunConfig):
+    for found in on_ranks(1, dtypes, config)[0]:
         # The attention backend was chosen for that precision, and kernels of half precision take no other.
         assert found.evaluated == torch.bfloat16
         halves = {name for name, dtype in found.exchanged.items() if dtype == torch.bfloat16}

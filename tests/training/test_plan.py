@@ -73,8 +73,9 @@ def test_activations_are_what_autograd_keeps(root):
 
 def test_sharding_takes_memory_away_stage_by_stage(root):
     large = b16(root, f"model.from={root}/configs/model/so400m16.yaml")
+    of = workload(large)
     peaks = [
-        memory_of(replace(large, engine=replace(large.engine, zero_stage=stage)), workload(large), 64).peak
+        memory_of(replace(large, engine=replace(large.engine, zero_stage=stage)), of, 64).peak
         for stage in range(4)
     ]
     assert peaks[0] > peaks[1] >= peaks[2] > peaks[3]
@@ -101,7 +102,8 @@ def test_the_largest_budget_fits_and_the_next_does_not(root):
 
 
 def test_checkpoints_cost_a_forward_and_accumulation_another(root):
-    config, of = b16(root), workload(b16(root))
+    config = b16(root)
+    of = workload(config)
     plain = step_time(config, of, 8, H100)
     checkpointed = b16(root, "model.image.checkpoint_blocks=true", "model.text.checkpoint_blocks=true")
     accumulated = b16(root, "engine.accumulation=2")

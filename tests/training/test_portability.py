@@ -31,7 +31,7 @@ def go_on(
     world: World, config: RunConfig, settings: EngineConfig, start: Path | None, out: Path
 ) -> list[float]:
     """Goes on from a checkpoint, or comes to where one is taken: saves there, and again some steps later."""
-    steps, model = make_parts(config, BEFORE + AFTER), make_model(config)
+    steps, model = make_parts(config, BEFORE + AFTER, world), make_model(config)
     checkpoint = None if start is None else find_checkpoint(start, "latest", world).checkpoint
     if checkpoint is not None:
         checkpoint.load_weights(model)

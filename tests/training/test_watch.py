@@ -100,7 +100,7 @@ def state_after(world: World, config: RunConfig, settings: EngineConfig, with_ba
     """Of three steps, the second of which has NaN in one tower's gradient alone, or is left out."""
     model = make_model(config)
     engine = Engine(settings, model, make_optimizer(config.optimizer, model), world)
-    first, bad, last = make_parts(config, 3)
+    first, bad, last = make_parts(config, 3, world)
     take_step(engine, first, world)
     if with_bad:
         embed = engine.embed
