@@ -31,9 +31,9 @@ from eval.model import PackedModel
 from eval.tasks import evaluate
 from navit_clip.config import load_config
 from navit_clip.data import read_samples
+from navit_clip.data.drawn import draw_size
 from navit_clip.data.draws import draw_text
 from navit_clip.data.images import EncodedImage
-from navit_clip.data.stream import draw_size
 from navit_clip.distributed import World
 from navit_clip.model.flops import image_tower_flops, text_tower_flops
 from navit_clip.tokenizer import Tokenizer, load_tokenizer, train_tokenizer

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from navit_clip.data import DataConfig, DropConfig, Packer, ResolutionConfig, read_samples
+from navit_clip.data.drawn import draw_size
 from navit_clip.data.images import EncodedImage
 from navit_clip.data.lines import Lines
 from navit_clip.data.packing import STAND_BACK, Cut
-from navit_clip.data.stream import draw_size
 from navit_clip.errors import SampleError
 
 PATCH_SIZE = 16

@@ -19,8 +19,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,6 +45,29 @@ class Sample:
     label: int | None = None
 
 
+@runtime_checkable
+class PackableImage(Protocol):
+    """One image, which is cut, or is cut when it is packed."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns before any patch was dropped."""
+        ...
+
+    @property
+    def patch_dim(self) -> int: ...
+
+    def __len__(self) -> int:
+        """The number of patches that are kept."""
+        ...
+
+    def write(
+        self, pixels: UInt8[np.ndarray, "tokens patch_dim"], position: Int32[np.ndarray, "tokens 2"]
+    ) -> None:
+        """Writes the patches that are kept, and where in the grid each was."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Patches:
     """One image, resized and cut; only the patches that were kept."""
@@ -55,8 +78,19 @@ class Patches:
     grid: tuple[int, int]
     """Rows and columns before any patch was dropped."""
 
+    @property
+    def patch_dim(self) -> int:
+        return self.pixels.shape[1]
+
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def write(
+        self, pixels: UInt8[np.ndarray, "tokens patch_dim"], position: Int32[np.ndarray, "tokens 2"]
+    ) -> None:
+        """Copies them."""
+        pixels[:] = self.pixels
+        position[:] = self.position
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +114,20 @@ class PackedImages:
     """Largest row or column count of any grid, on the host, for tables that must refuse a longer one."""
 
     @classmethod
-    def pack(cls, images: Sequence[Patches], empty: Empty = torch.empty) -> PackedImages:
-        """Concatenates images in the order given, at least one, into memory that `empty` gives."""
+    def pack(cls, images: Sequence[PackableImage], empty: Empty = torch.empty) -> PackedImages:
+        """Writes images in the order given, at least one, into memory that `empty` gives."""
         lengths = [len(image) for image in images]
+        offsets = offsets_of(lengths)
+        patches = empty((sum(lengths), images[0].patch_dim), dtype=torch.uint8)
+        position = empty((sum(lengths), 2), dtype=torch.int32)
+        pixels, places = patches.numpy(), position.numpy()
+        for image, (start, end) in zip(images, pairwise(offsets.tolist()), strict=True):
+            image.write(pixels[start:end], places[start:end])
         return cls(
-            patches=_joined([image.pixels for image in images], empty),
-            position=_joined([image.position for image in images], empty),
+            patches=patches,
+            position=position,
             grid=_placed(torch.tensor([image.grid for image in images], dtype=torch.int32), empty),
-            offsets=_placed(offsets_of(lengths), empty),
+            offsets=_placed(offsets, empty),
             max_length=max(lengths),
             max_side=max(max(image.grid) for image in images),
         )
@@ -177,7 +217,7 @@ class Embeddings(NamedTuple):
 
 def offsets_of(lengths: Sequence[int]) -> Int32[Tensor, " sequences_plus_one"]:
     """Start of each sequence in a pack, then the total."""
-    return torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32)
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 def lengths_of(offsets: Int32[Tensor, " sequences_plus_one"]) -> list[int]:
@@ -206,14 +246,6 @@ def map_tensors(carrier: Carrier, function: Callable[[Tensor], Tensor]) -> Carri
 def _to_device(carrier: Carrier, device: torch.device | str) -> Carrier:
     """The same with its tensors on a device; copies from pinned memory overlap with compute."""
     return map_tensors(carrier, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def _joined(parts: Sequence[np.ndarray], empty: Empty) -> Tensor:
-    """The parts, one after the other: the one copy that is made of them."""
-    shape = (sum(map(len, parts)), *parts[0].shape[1:])
-    joined = empty(shape, dtype=torch.from_numpy(parts[0]).dtype)
-    np.concatenate(parts, out=joined.numpy())
-    return joined
 
 
 def _placed(tensor: Tensor, empty: Empty) -> Tensor:

@@ -4,6 +4,8 @@ Bugs are never wrapped in these: they surface as they are. Only `SampleError` ma
 stream, and then it is counted under its cause.
 """
 
+from __future__ import annotations
+
 
 class NavitClipError(Exception):
     """Anything that is the input's fault; the command line prints it without a traceback."""
@@ -24,6 +26,10 @@ class SampleError(NavitClipError):
         super().__init__(f"{cause}: {detail}")
         self.cause = cause
         self.detail = detail
+
+    def alone(self) -> SampleError:
+        """The same without its traceback and cause, whose frames hold what was read."""
+        return SampleError(self.cause, self.detail)
 
     def __reduce__(self):
         # Errors cross from worker processes to the main one by pickle.

@@ -93,7 +93,7 @@ class EncodedImage:
         self.height, self.width = (width, height) if self._turned else (height, width)
 
     def decode(self, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray, "height width 3"]:
-        """Decodes the picture; once only.
+        """Decodes the picture.
 
         Args:
             at_least: height and width that are enough: a JPEG may come at the smallest DCT scale at which it

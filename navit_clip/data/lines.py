@@ -7,8 +7,8 @@ each number has a line, and what comes seldom waits while other lines fill batch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from navit_clip.data.packing import Packer
@@ -25,6 +25,10 @@ class LineBatch(Generic[Item]):
     """Tokens of each; where filling is exact, one of them may have fewer than it came with."""
     longest_wait: int
     """Batches, of all lines, that the item which waited longest let go by."""
+    line: int
+    """Whose they are."""
+    arrivals: list[int] = field(compare=False)
+    """Of each, its number in the order of arrival in its line."""
 
 
 class Lines(Generic[Item]):
@@ -72,16 +76,38 @@ class Lines(Generic[Item]):
         self._packers[line].add((item, self._num_batches - waited), length, text_length)
 
     def cut(self) -> LineBatch[Item] | None:
-        """The next batch, if it is time for one."""
-        packer = self._overdue() or next((p for p in self._packers.values() if p.ready), None)
-        if packer is None:
-            return None
-        cut = packer.cut()
-        longest_wait = self._num_batches - min(since for _, since in cut.items)
-        self._num_batches += 1
-        return LineBatch([item for item, _ in cut.items], cut.lengths, longest_wait)
+        """Takes the next batch, if it is time for one."""
+        chosen = self.choose()
+        if chosen is not None:
+            self.remove(chosen)
+        return chosen
 
-    def _overdue(self) -> Packer[tuple[Item, int]] | None:
+    def choose(self) -> LineBatch[Item] | None:
+        """The same, but what is chosen waits on."""
+        line = self._overdue()
+        if line is None:
+            line = next((line for line, packer in self._packers.items() if packer.ready), None)
+        if line is None:
+            return None
+        cut = self._packers[line].choose()
+        return LineBatch(
+            items=[item for item, _ in cut.items],
+            lengths=cut.lengths,
+            longest_wait=self._num_batches - min(since for _, since in cut.items),
+            line=line,
+            arrivals=cut.arrivals,
+        )
+
+    def remove(self, batch: LineBatch[Item]) -> None:
+        """Lets a batch go that was chosen last."""
+        self._packers[batch.line].remove(batch.arrivals)
+        self._num_batches += 1
+
+    def remove_items(self, batch: LineBatch[Item], numbers: Iterable[int]) -> None:
+        """Lets some items of that batch go, by their numbers in it: then it is as if they had never come."""
+        self._packers[batch.line].remove(batch.arrivals[number] for number in numbers)
+
+    def _overdue(self) -> int | None:
         """Where an item has lost patience: the line of the one that came first."""
         if self._patience == math.inf:
             return None
@@ -89,4 +115,4 @@ class Lines(Generic[Item]):
         if not oldest:
             return None
         since, line = min(oldest)
-        return self._packers[line] if self._num_batches - since >= self._patience else None
+        return line if self._num_batches - since >= self._patience else None

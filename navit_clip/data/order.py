@@ -206,8 +206,12 @@ class Walk:
 
     def __next__(self) -> Place:
         place = self.ahead(1)[0]
-        self._taken += 1
+        self.go_on()
         return place
+
+    def go_on(self) -> None:
+        """Takes the first of the places ahead."""
+        self._taken += 1
 
     def ahead(self, number: int) -> list[Place]:
         """The next places, one to `number` of them, which are yet to be taken."""

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
@@ -48,6 +49,8 @@ class Cut(Generic[Item]):
     items: list[Item]
     lengths: list[int]
     """Tokens of each; where filling is exact, one of them may have fewer than it came with."""
+    arrivals: list[int] = field(compare=False)
+    """Of each, its number in the order of arrival, for `remove`; a restored packer counts anew."""
 
 
 class Packer(Generic[Item]):
@@ -120,20 +123,32 @@ class Packer(Generic[Item]):
 
     def cut(self) -> Cut[Item]:
         """Takes the next batch, ready or not, from the items waiting, of which there is at least one."""
+        chosen = self.choose()
+        self.remove(chosen.arrivals)
+        return chosen
+
+    def choose(self) -> Cut[Item]:
+        """The same, but what is chosen waits on."""
         assert self._fitting
         first, filling = self._choice()
-        for size in first:
-            del self._sizes[size.arrival]
-        for size in filling:
-            self._take_from_behind(self._sizes.pop(size.arrival))
+        chosen = sorted([*first, *filling])
+        return Cut(
+            items=[self._items[size.arrival] for size in chosen],
+            lengths=[size.length for size in chosen],
+            arrivals=[size.arrival for size in chosen],
+        )
+
+    def remove(self, arrivals: Iterable[int]) -> None:
+        """Lets items go: from then on, it is as if they had never come."""
+        for arrival in arrivals:
+            del self._items[arrival]
+            self._take_from_behind(self._sizes.pop(arrival))
         self._fitting, self._tokens_fitting, self._text_tokens_fitting = [], 0, 0
         for size in self._sizes.values():
             if not self._fits(size):
                 break
             self._let_in(size)
             self._take_from_behind(size)
-        chosen = sorted([*first, *filling])
-        return Cut([self._items.pop(size.arrival) for size in chosen], [size.length for size in chosen])
 
     def _fits(self, size: _Size) -> bool:
         """Beside those that fit already."""

@@ -1,20 +1,23 @@
-"""An image cut to patches with the caption chosen for it, and a batch of such pairs."""
+"""An image with the caption chosen for it, and a batch of such pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from navit_clip.batch import Batch, Captions, PackedImages, Patches, caption_identity
+from navit_clip.batch import Batch, Captions, PackableImage, PackedImages, caption_identity
 from navit_clip.data.transport import NewBlock, private_block
+
+Image = TypeVar("Image", bound=PackableImage)
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(Generic[Image]):
     """One sample, ready to be packed."""
 
     key: str
-    patches: Patches
+    image: Image
     caption: str
     """As the sample has it: what makes two captions equal, whatever template each was put into."""
     ids: list[int]
@@ -23,10 +26,12 @@ class Pair:
     @property
     def num_bytes(self) -> int:
         """What it takes in a batch: its patches and their places, grid, ids, identity, and two offsets."""
-        return self.patches.pixels.nbytes + self.patches.position.nbytes + 8 + 4 * len(self.ids) + 8 + 2 * 4
+        return len(self.image) * (self.image.patch_dim + 8) + 8 + 4 * len(self.ids) + 8 + 2 * 4
 
 
-def batch_of(pairs: Sequence[Pair], longest_wait: int = 0, new_block: NewBlock = private_block) -> Batch:
+def batch_of(
+    pairs: Sequence[Pair[Image]], longest_wait: int = 0, new_block: NewBlock = private_block
+) -> Batch:
     """Packs pairs, at least one, in the order given, into one block of memory.
 
     Args:
@@ -36,7 +41,7 @@ def batch_of(pairs: Sequence[Pair], longest_wait: int = 0, new_block: NewBlock =
     """
     block = new_block(sum(pair.num_bytes for pair in pairs))
     return Batch(
-        images=PackedImages.pack([pair.patches for pair in pairs], block.empty),
+        images=PackedImages.pack([pair.image for pair in pairs], block.empty),
         captions=Captions.pack(
             [pair.ids for pair in pairs], [caption_identity(pair.caption) for pair in pairs], block.empty
         ),

@@ -1,4 +1,4 @@
-"""A picture -> Patches: resized to a grid, cut, and only the kept patches copied.
+"""A picture -> its patches: resized to a grid, cut, and only the kept patches copied.
 
 A patch is a row of patch_size * patch_size * 3 bytes in (row, column, channel) order; patches come row by
 row of the grid.
@@ -6,9 +6,11 @@ row of the grid.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 
 from navit_clip.batch import Patches
@@ -33,12 +35,6 @@ def cut_patches(
     return cut_grid(image, patch_size, grid_for(height, width, patch_size, num_tokens, longest))
 
 
-def thin(patches: Patches, number: int, random: np.random.Generator) -> Patches:
-    """Keeps a random `number` of an image's patches, in their order."""
-    kept = np.sort(random.choice(len(patches), number, replace=False))
-    return Patches(patches.pixels[kept], patches.position[kept], patches.grid)
-
-
 def cut_grid(
     image: UInt8[np.ndarray, "height width 3"],
     patch_size: int,
@@ -53,17 +49,48 @@ def cut_grid(
         grid: rows and columns.
         kept: which patches to keep, as ascending row-major numbers; without it, all.
     """
+    numbers = np.arange(grid[0] * grid[1]) if kept is None else kept
+    pixels = np.empty((len(numbers), patch_size * patch_size * 3), np.uint8)
+    position = np.empty((len(numbers), 2), np.int32)
+    write_pixels(pixels, image, patch_size, grid, numbers)
+    write_position(position, grid, numbers)
+    return Patches(pixels, position, grid)
+
+
+def write_pixels(
+    pixels: UInt8[np.ndarray, "kept patch_dim"],
+    image: UInt8[np.ndarray, "height width 3"],
+    patch_size: int,
+    grid: tuple[int, int],
+    kept: Int64[np.ndarray, " kept"],
+) -> None:
+    """The pixels of what `cut_grid` cuts, into memory that is there."""
     rows, columns = grid
     resized = resize(image, rows * patch_size, columns * patch_size)
     # A patch's row of pixels as one item: numpy then copies it whole.
-    lines = resized.reshape(rows, patch_size, columns, -1).view(f"V{patch_size * 3}").squeeze(-1)
-    numbers = np.arange(rows * columns) if kept is None else kept
-    row, column = np.divmod(numbers, columns)
-    return Patches(
-        pixels=lines.swapaxes(1, 2)[row, column].view(np.uint8),
-        position=np.stack([row, column], axis=1).astype(np.int32),
-        grid=grid,
-    )
+    line = f"V{patch_size * 3}"
+    patches = resized.reshape(rows, patch_size, columns, -1).view(line).squeeze(-1).swapaxes(1, 2)
+    places = pixels.view(line)
+    if len(kept) == rows * columns:
+        places.reshape(patches.shape)[:] = patches
+    else:
+        places[:] = patches[np.divmod(kept, columns)]
+
+
+def write_position(
+    position: Int32[np.ndarray, "kept 2"], grid: tuple[int, int], kept: Int64[np.ndarray, " kept"]
+) -> None:
+    """Row and column of each kept patch, into memory that is there."""
+    every = _positions(grid)
+    position[:] = every if len(kept) == len(every) else every[kept]
+
+
+@lru_cache(maxsize=1024)
+def _positions(grid: tuple[int, int]) -> Int32[np.ndarray, "tokens 2"]:
+    """Of every patch of a grid; there are few grids, and many images of each."""
+    positions = np.indices(grid, dtype=np.int32).reshape(2, -1).T.copy()
+    positions.setflags(write=False)
+    return positions
 
 
 def picture_of(patches: Patches, patch_size: int) -> Float[Tensor, "3 height width"]:

@@ -126,25 +126,32 @@ class SharedBlocks:
     def __init__(self, received: int, worker: int):
         self._owner = (received, worker)
         self._blocks: list[_SharedBlock] = []
+        self._unsent: _SharedBlock | None = None
 
     def new(self, num_bytes: int) -> Block:
-        """A block that is free and large enough, or another."""
-        size = num_bytes + _MOST_TENSORS * _ALIGNMENT + 1
+        """A block that is free and large enough, or another; the one before it is free if it was not sent."""
+        if self._unsent is not None:
+            self._unsent.flag[0] = _FREE
+        self._unsent = self._free_block(num_bytes + _MOST_TENSORS * _ALIGNMENT + 1)
+        return self._unsent.take()
+
+    def _free_block(self, size: int) -> _SharedBlock:
         free = [number for number, block in enumerate(self._blocks) if block.flag[0] == _FREE]
         for number in free:
             if len(self._blocks[number].memory) >= size:
-                return self._blocks[number].take()
+                return self._blocks[number]
         # As DataLoader's own collation does: no other way to shared memory is without a copy.
         block = _SharedBlock(_bytes_of(torch.UntypedStorage._new_shared(int(_ROOM * size))))
         if free:
             self._blocks[free[0]] = block
         elif len(self._blocks) < _MOST_BLOCKS:
             self._blocks.append(block)
-        return block.take()
+        return block
 
     def send(self, parcel: Parcel) -> Parcel:
         """A parcel in one of these blocks, as it goes through a queue."""
         address = parcel.memory.data_ptr()
+        self._unsent = None
         for number, block in enumerate(self._blocks):
             if block.memory.data_ptr() == address:
                 new_block = None if block.is_sent else block.memory

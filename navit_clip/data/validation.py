@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from navit_clip.batch import Batch
+from navit_clip.batch import Batch, Patches
 from navit_clip.data.draws import check_template, fill_template
 from navit_clip.data.faults import Faults
 from navit_clip.data.packing import Packer
@@ -78,7 +78,7 @@ def validation_batches(
             f"side {config.side} (patch size {patch_size}), found {config.tokens_per_batch}"
         )
     faults = Faults() if faults is None else faults
-    packer: Packer[Pair] = Packer(config.tokens_per_batch, lookahead=1)
+    packer: Packer[Pair[Patches]] = Packer(config.tokens_per_batch, lookahead=1)
     num_pairs = 0
     for sample in read_samples(config.shards, config.caption_key, False, faults, rank, world_size, remote):
         try:

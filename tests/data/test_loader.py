@@ -15,7 +15,7 @@ import torch
 
 from navit_clip.batch import caption_identity, lengths_of
 from navit_clip.config import build_config
-from navit_clip.data import stream
+from navit_clip.data import reading
 from navit_clip.data.config import DataConfig, line_patience
 from navit_clip.data.dealing import deal_again
 from navit_clip.data.dropping import DropConfig, RateSchedule
@@ -335,7 +335,7 @@ def test_going_on_reads_what_waits_and_what_comes_and_nothing_of_the_past(shards
     past = sum(len(batch) for batch in islice(old, 60))
     read, resumed = [], loader(shards)
     monkeypatch.setattr(
-        stream, "read_sample", lambda *which, **how: read.append(which) or read_sample(*which, **how)
+        reading, "read_sample", lambda *which, **how: read.append(which) or read_sample(*which, **how)
     )
     resumed.load_state(old.state())
     next(iter(resumed))
@@ -508,10 +508,45 @@ def test_bad_samples_are_counted_and_skipped(tmp_path, workers):
     assert counts["read"] == counts["used"] + waiting + sum(skipped.values())
 
 
+def cut_off(key):
+    """A sample whose image has a good header."""
+    return {"__key__": key, "jpg": encode_image(noise_picture(40, 40), "jpg")[:-300], "txt": "a"}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_batches_are_full_without_the_images_that_turn_out_to_be_bad(tmp_path, exact):
+    """Whether an image is bad is known when its batch has been chosen."""
+    samples = [pair(f"good{n}", n) if n % 3 else cut_off(f"bad{n}") for n in range(60)]
+    write_shard(tmp_path / "s.tar", samples)
+    settings = {"exact_fill": exact, "lookahead": 8, "tokens_per_batch": 512, "max_consecutive_faults": 20}
+    batches = loader([str(tmp_path)], **settings)
+    keys, fills = Counter(), []
+    for batch in batches:
+        keys.update(batch.keys)
+        fills.append(batch.images.num_tokens / 512)
+        if batches.epoch >= 4:
+            break
+    assert set(keys) == {f"s/good{n}" for n in range(60) if n % 3}
+    assert min(fills) == 1 if exact else np.mean(fills) > 0.97
+    counts, waiting = batches.counts, len(batches.state()["workers"][0]["waiting"])
+    assert counts["used"] == keys.total() == counts["read"] - waiting - counts["skipped"]["undecodable image"]
+    check_goes_on([str(tmp_path)], workers=0, stop=5, **settings)
+
+
+def test_bad_samples_between_good_ones_are_no_run_of_them(tmp_path):
+    """Good images wait, and are decoded long after the bad ones round them were read."""
+    samples = [pair(f"good{n}", n) if n % 10 == 0 else {"__key__": f"bad{n}", "txt": "a"} for n in range(200)]
+    write_shard(tmp_path / "s.tar", samples)
+    settings = {"lookahead": 64, "max_consecutive_faults": 120, "blocks_per_shard": 1}
+    for batch in islice(loader([str(tmp_path)], **settings), 6):
+        assert all("good" in key for key in batch.keys)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_where_every_sample_is_bad_it_ends(tmp_path, workers, ranks):
-    write_shard(tmp_path / "s.tar", [{"__key__": f"x{n}", "jpg": b"bad", "txt": "a"} for n in range(5)])
+    bad = [{"__key__": f"x{n}", "jpg": b"bad", "txt": "a"} for n in range(5)]
+    write_shard(tmp_path / "s.tar", [*bad, *(cut_off(f"x{n}") for n in range(5, 10))])
     (tmp_path / "t.tar").write_bytes(b"")
     with pytest.raises(DataError) as caught:
         next(iter(loader([str(tmp_path)], ranks - 1, ranks, num_workers=workers)))

@@ -106,6 +106,24 @@ def test_every_item_comes_once_within_budget_caps_and_bound(
 
 
 @given(
+    st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=1, max_size=60),
+    st.integers(1, 20),
+    st.booleans(),
+)
+def test_what_is_removed_might_never_have_come(items, lookahead, exact):
+    packer, other = (Packer(100, lookahead, exact, max_text_tokens=60) for _ in range(2))
+    for item, (length, stays) in enumerate(items):
+        packer.add(item, length, text_length=length // 2)
+        if stays:
+            other.add(item, length, text_length=length // 2)
+    packer.remove(arrival for arrival, (_, stays) in enumerate(items) if not stays)
+    assert packer.waiting == other.waiting
+    while other.waiting:
+        assert packer.ready == other.ready
+        assert packer.choose() == packer.cut() == other.cut()
+
+
+@given(
     st.lists(st.integers(1, 50), min_size=1, max_size=200),
     st.integers(1, 20),
     st.integers(0, 199),

@@ -24,7 +24,7 @@ def read_ahead(folder: Path, image: bytes, extension: str) -> list:
     shards = find_shards(config.shards, config.remote)
     stream = Stream(config, shards, small_tokenizer(), 16, 16, 0, 1, first_state(0, 1))
     stream._read_ahead()
-    return list(stream._ahead)
+    return [read for _, read in stream._ahead]
 
 
 def test_small_images_are_read_some_at_a_time(tmp_path: Path):

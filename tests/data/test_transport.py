@@ -165,6 +165,15 @@ def test_the_training_process_does_no_more_for_more_images():
     assert 0 < calls(300) == calls(3)
 
 
+def test_a_block_that_was_not_sent_is_used_again():
+    blocks = SharedBlocks(ReceivedBlocks().number, worker=0)
+    first = blocks.new(1000).memory.data_ptr()
+    assert blocks.new(1000).memory.data_ptr() == first
+    batch = some_batch(new_block=blocks.new)
+    blocks.send(Parcel.of(batch))
+    assert blocks.new(1000).memory.data_ptr() != batch.images.patches.untyped_storage().data_ptr()
+
+
 def test_what_lies_elsewhere_is_not_handed_over():
     batch = some_batch()
     images, captions = batch.images, batch.captions

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from navit_clip.data.stream import draw_size
+from navit_clip.data.drawn import draw_size
 from navit_clip.model import TOWERS, ClipConfig
 from navit_clip.model.flops import image_tower_flops, text_tower_flops
 from training.config import RunConfig
