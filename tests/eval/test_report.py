@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -185,10 +186,11 @@ def test_curves_are_svg_in_the_pages_colours():
     assert draw_curves([train_row(1), train_row(2)]) == draw_curves([train_row(1), train_row(2)])
 
 
-@pytest.fixture
-def results(tmp_path):
+@pytest.fixture(scope="module")
+def judged_models(tmp_path_factory):
     """Results of two models on one data set, with costs and mistakes."""
-    shard = write_labelled(tmp_path / "images.tar", [0, 1, 2, 0, 1, 2])
+    folder = tmp_path_factory.mktemp("judged")
+    shard = write_labelled(folder / "images.tar", [0, 1, 2, 0, 1, 2])
     task = TaskConfig(
         dataset="pictures",
         dataset_root=shard,
@@ -200,7 +202,15 @@ def results(tmp_path):
     for seed in (0, 1):
         model = judged(small_model(seed))
         (result,) = evaluate(model, config, World(rank=0, size=1, device=torch.device("cpu")))
-        write_record(result.as_json(f"runs/model-{seed}", "step"), tmp_path / f"{seed}.jsonl")
+        write_record(result.as_json(f"runs/model-{seed}", "step"), folder / f"{seed}.jsonl")
+    return folder
+
+
+@pytest.fixture
+def results(judged_models, tmp_path):
+    """A copy of these, to change; the pictures are where they were."""
+    for path in judged_models.glob("*.jsonl"):
+        shutil.copy(path, tmp_path)
     return tmp_path
 
 
