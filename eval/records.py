@@ -65,7 +65,7 @@ def write_record(record: Record, path: Path) -> None:
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Whether a file can come to be; an evaluation may take hours, and is not to be lost at its end.
+    """Whether a file can come to be: an evaluation that takes hours is not to be lost at its end.
 
     Raises:
         ConfigError: the file cannot be written.

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from eval.drawing import Drawing
 from eval.gallery import draw_mistakes, draw_retrieved
-from eval.records import Record, read_records
+from eval.records import Record, check_writable, read_records
 from eval.score_figures import draw_cost, draw_reliability
 from eval.score_tables import Group, group_records, score_table
 from eval.training_figures import draw_curves, resumed_at
-from navit_clip.errors import ConfigError, DataError
+from navit_clip.errors import DataError
 from navit_clip.json_lines import read_json_lines
 from navit_clip.run_settings import run_folder
 from navit_clip.weights import CONFIG_FILE, listing
@@ -53,12 +53,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     first = arguments.run[0]
     out = arguments.out or (first if first.is_dir() else first.parent) / "report.html"
+    check_writable(out, flag="--out")
     page = build_report(*arguments.run)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
     print(out)
     return 0
 
