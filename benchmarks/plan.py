@@ -148,14 +148,14 @@ def train(world: World, trial: Trial) -> Found:
     held = turns.resident("VmHWM") - before
     load = workload(config)
     world.barrier()
-    hardware, seconds = [measured_here(load, world)], []
+    hardware, seconds = [measured_here(load, world, config.engine.precision)], []
     for _ in range(trial.steps):
         world.barrier()
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
         world.barrier()
-        hardware.append(measured_here(load, world))
+        hardware.append(measured_here(load, world, config.engine.precision))
     return Found(held, seconds, hardware)
 
 

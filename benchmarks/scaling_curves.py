@@ -1,14 +1,16 @@
-"""Weak scaling by the model of `navit-clip plan`: docs/pictures/weak-scaling.svg and a table.
+"""Weak scaling by the model of `navit-clip plan`: docs/pictures/weak-scaling.svg and two tables.
 
     python -m benchmarks.scaling_curves
 
-Every rank has 65,536 image tokens of the b16 run a batch, at other sizes and models where it says so; H100s,
-ZeRO 1, bf16. Efficiency is a step of 8 ranks over a step of so many, without waiting for the slowest rank.
+H100s, ZeRO 1, bf16, captions of 16 tokens. Every setting has to fit by the same model. Efficiency is a step
+of 8 ranks over a step of so many, without waiting for the slowest rank. The second table has 1024 GPUs on
+other networks.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +19,10 @@ import matplotlib
 from navit_clip.config import load_config
 from training.config import RunConfig
 from training.plan.command import utilisation
-from training.plan.hardware import GPUS
-from training.plan.step_time import StepTime, step_time
-from training.plan.workload import draw_lengths, typical_sizes, workload_of
+from training.plan.hardware import GIB, GPUS, NETWORK_REACHED, Hardware
+from training.plan.memory import memory_of
+from training.plan.step_time import step_time
+from training.plan.workload import Workload, draw_lengths, typical_sizes, workload_of
 
 matplotlib.use("Agg")
 matplotlib.rcParams["svg.hashsalt"] = "weak-scaling"
@@ -28,7 +31,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 ROOT = Path(__file__).parent.parent
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SHOWN = (8, 64, 512, 1024, 4096)
-PARTS = ("towers", "loss", "exchange", "optimizer")
+PARTS = ("towers", "loss", "exchange", "optimizer", "hosts")
 CAPTION_TOKENS = 16
 
 
@@ -39,31 +42,47 @@ class Setting(NamedTuple):
     model: str
     side: int | None
     """Pixels of all images, none dropped; without one, the b16 run's own draws and drops."""
+    tokens: int
+    """Of images, a rank and step."""
+    checkpoints: bool = False
+    """Of the image tower's blocks."""
 
 
 SETTINGS = (
-    Setting("B/16, sides 64-256, half dropped", "b16", None),
-    Setting("L/16, sides 64-256, half dropped", "l16", None),
-    Setting("L/16, 384 px", "l16", 384),
-    Setting("So400m/16, 384 px", "so400m16", 384),
+    Setting("B/16, sides 64-256, half dropped", "b16", None, 65536),
+    Setting("L/16, sides 64-256, half dropped", "l16", None, 57344),
+    Setting("L/16, 384 px", "l16", 384, 65536),
+    Setting("So400m/16, 384 px", "so400m16", 384, 57344),
+    Setting("So400m/16, 384 px, checkpoints", "so400m16", 384, 131072, checkpoints=True),
+    Setting("So400m/16, 512 px, checkpoints", "so400m16", 512, 131072, checkpoints=True),
 )
+ADAPTERS = (50e9, 25e9, 12.5e9)
+"""Bytes a second and GPU, by the sheet."""
+HOPS = (15e-6, 50e-6)
+"""Seconds between two hosts."""
 
 
 def main() -> None:
     arguments = _parser().parse_args()
     gpu = GPUS["h100"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    print("| setting | pairs a rank | " + " | ".join(f"{ranks} GPUs" for ranks in SHOWN) + " |")
-    print("|---" * (2 + len(SHOWN)) + "|")
+    print("| setting | tokens | pairs | memory | " + " | ".join(f"{ranks} GPUs" for ranks in SHOWN) + " |")
+    print("|---" * (4 + len(SHOWN)) + "|")
     for setting in SETTINGS:
-        times, pairs = steps(setting)
+        config, workload = planned(setting)
+        memory = memory_of(config, workload, min(RANKS)).peak  # more ranks need less
+        assert memory <= gpu.memory, f"{setting.name} does not fit"
+        times = {ranks: step_time(config, workload, ranks, gpu) for ranks in RANKS}
         left.plot(RANKS, [times[8].total / times[ranks].total for ranks in RANKS], label=setting.name)
         cells = [
             f"{times[8].total / times[ranks].total:.0%} (MFU {utilisation(times[ranks], gpu):.0%})"
             for ranks in SHOWN
         ]
-        print(f"| {setting.name} | {pairs:.0f} | {' | '.join(cells)} |")
-    first, _ = steps(SETTINGS[0])
+        about = f"{setting.tokens:,} | {workload.pairs:.0f} | {memory / GIB:.0f} GiB"
+        print(f"| {setting.name} | {about} | {' | '.join(cells)} |")
+    print_networks(gpu)
+    config, workload = planned(SETTINGS[0])
+    first = {ranks: step_time(config, workload, ranks, gpu) for ranks in SHOWN}
     bottom = [0.0] * len(SHOWN)
     for part in PARTS:
         heights = [getattr(first[ranks], part) for ranks in SHOWN]
@@ -81,16 +100,32 @@ def main() -> None:
     figure.savefig(arguments.out, metadata={"Date": None})
 
 
-def steps(setting: Setting) -> tuple[dict[int, StepTime], float]:
-    """A step's time by number of ranks, and pairs of a rank's batch."""
+def print_networks(gpu: Hardware) -> None:
+    """Efficiency at 1024 GPUs by what a GPU's adapter and a hop between hosts are."""
+    networks = [(adapter, hop) for adapter in ADAPTERS for hop in HOPS]
+    names = [f"{adapter / 1e9:g} GB/s, {hop * 1e6:.0f} us" for adapter, hop in networks]
+    print(f"\n| setting | {' | '.join(names)} |\n{'|---' * (1 + len(names))}|")
+    for setting in SETTINGS:
+        config, workload = planned(setting)
+        cells = []
+        for adapter, hop in networks:
+            other = replace(gpu, network_rate=NETWORK_REACHED * adapter, host_latency=hop)
+            node, many = (step_time(config, workload, ranks, other).total for ranks in (8, 1024))
+            cells.append(f"{node / many:.0%}")
+        print(f"| {setting.name} | {' | '.join(cells)} |")
+
+
+def planned(setting: Setting) -> tuple[RunConfig, Workload]:
+    """The run, and what a rank's batch of it holds."""
     overrides = ["data.shards=[SHARDS]", f"model.from={ROOT}/configs/model/{setting.model}.yaml"]
+    overrides += [f"data.tokens_per_batch={setting.tokens}"]
+    overrides += [f"model.image.checkpoint_blocks={str(setting.checkpoints).lower()}"]
     if setting.side:
         overrides += [f"data.resolution.{end}_side={setting.side}" for end in ("min", "max")]
         overrides += ["data.drop.rate=0.0"]
     config = load_config(RunConfig, ROOT / "configs/run/b16.yaml", overrides)
     lengths = draw_lengths(config, typical_sizes())
-    workload = workload_of(config, lengths, config.data.tokens_per_batch, CAPTION_TOKENS)
-    return {ranks: step_time(config, workload, ranks, GPUS["h100"]) for ranks in RANKS}, workload.pairs
+    return config, workload_of(config, lengths, setting.tokens, CAPTION_TOKENS)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,9 +18,10 @@ from navit_clip.errors import ConfigError
 from training.config import RunConfig, add_run_arguments
 from training.engine import OFFLOADS_FROM
 from training.plan.hardware import GIB, GPUS, Hardware, measured_here
-from training.plan.memory import Memory, count_weights, memory_of
-from training.plan.step_time import StepTime, step_time
+from training.plan.memory import Memory, memory_of
+from training.plan.step_time import StepTime, step_time, uncounted
 from training.plan.supply import supply_of
+from training.plan.weights import all_weights
 from training.plan.workload import Workload, draw_lengths, typical_sizes, workload_of
 from training.utilisation import PEAKS
 
@@ -29,16 +30,26 @@ HOUR = 3600.0
 
 STAGES = (0, 1, 2, 3)
 
+MOST_GPUS, MOST_TOKENS, MOST_PAIRS = 2**20, 2**40, 2**60
+"""Far beyond anything that could be run, and far from where floating-point numbers end."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Prints the plan; the exit code is 0, also where the run does not fit, which it then says."""
     arguments = _parser().parse_intermixed_args(argv)
     # Shards may be anywhere: a plan reads none.
     config = load_config(RunConfig, arguments.config, ["data.shards=[SHARDS]", *arguments.overrides])
-    if arguments.gpus < 1:
-        raise ConfigError(f"--gpus: expected at least 1, found {arguments.gpus}")
-    if arguments.caption_tokens < 1:
-        raise ConfigError(f"--caption-tokens: expected at least 1, found {arguments.caption_tokens}")
+    for name, value, most in (
+        ("--gpus", arguments.gpus, MOST_GPUS),
+        ("--caption-tokens", arguments.caption_tokens, MOST_TOKENS),
+        ("data.tokens_per_batch", config.data.tokens_per_batch, MOST_TOKENS),
+        ("pairs", config.pairs, MOST_PAIRS),
+    ):
+        if not 1 <= value <= most:
+            raise ConfigError(
+                f"{name}: expected 1 to {most}, found {value if value < 10 * most else 'far more'}"
+            )
+    config.data.check_budget(config.model.image.patch_size, config.model.text.context_length)
     workload = workload_of(
         config, draw_lengths(config, typical_sizes()), config.data.tokens_per_batch, arguments.caption_tokens
     )
@@ -46,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         hardware = GPUS[arguments.gpu]
     else:
         with World.join() as world:
-            hardware = measured_here(workload, world)
+            hardware = measured_here(workload, world, config.engine.precision, arguments.gpus)
     print("\n".join(plan(config, workload, arguments.gpus, hardware)))
     return 0
 
@@ -59,9 +70,8 @@ def plan(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardwa
     pairs_per_step = engine.accumulation * workload.pairs * num_ranks
     seconds = config.pairs / pairs_per_step * time.total
     supply = supply_of(config, pairs_per_step / time.total, num_ranks, hardware)
-    budget = largest_budget(config, workload, num_ranks, hardware)
     return [
-        f"{num_ranks} x {hardware.name}: {sum(count_weights(config)) / 1e6:.1f}M parameters, "
+        f"{num_ranks} x {hardware.name}: {all_weights(config).total / 1e6:.1f}M parameters, "
         f"ZeRO {engine.zero_stage}, {engine.precision}, {config.data.tokens_per_batch} image tokens a batch, "
         f"{engine.accumulation} a step",
         "",
@@ -69,9 +79,11 @@ def plan(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardwa
         f"and {workload.caption_tokens} caption tokens; a step has {pairs_per_step:,.0f} pairs",
         f"memory       {_size(memory.peak)} of {_size(hardware.memory)} a rank"
         + ("" if memory.peak <= hardware.memory else ": DOES NOT FIT"),
-        f"budget       up to {budget:,} image tokens a batch fit" if budget else "budget       none fits",
+        *([f"host         {_size(memory.host)} a rank, offloaded"] if memory.host else []),
+        _budget_line(config, workload, num_ranks, hardware),
         f"a step       {time.total:.3g} s: towers {time.towers:.3g}, loss {time.loss:.3g}, "
-        f"exchange {time.exchange:.3g}, optimizer {time.optimizer:.3g}",
+        f"exchange {time.exchange:.3g}, optimizer {time.optimizer:.3g}, hosts {time.hosts:.3g}",
+        f"not counted  {'; '.join(['waiting for the slowest rank', *uncounted(config)])}",
         f"utilisation  {utilisation(time, hardware):.0%} of the peak on real tokens",
         f"the run      {config.pairs:,} pairs: {_duration(seconds)}, "
         f"{_number(seconds / HOUR * num_ranks)} GPU-hours, {config.pairs / pairs_per_step:,.0f} steps, "
@@ -93,20 +105,36 @@ def utilisation(time: StepTime, hardware: Hardware) -> float:
     return time.model_flops / time.total / peak
 
 
-def largest_budget(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardware) -> int:
-    """The most image tokens a batch that fit a rank, in whole 1024s; 0 where not even those of one do."""
+def largest_budget(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardware) -> int | None:
+    """The most image tokens a batch that fit a rank, in whole 1024s; 0 where not even those of one do.
+
+    None where any number fits, because data.max_images or max_text_tokens allows a batch no more pairs.
+    """
+
+    def of(thousands: int) -> Workload:
+        return workload_of(config, workload.lengths, 1024 * thousands, workload.caption_tokens)
 
     def fits(thousands: int) -> bool:
-        larger = workload_of(config, workload.lengths, 1024 * thousands, workload.caption_tokens)
-        return memory_of(config, larger, num_ranks, _device_type(hardware)).peak <= hardware.memory
+        return memory_of(config, of(thousands), num_ranks, _device_type(hardware)).peak <= hardware.memory
 
     low, high = 0, 1
     while fits(high):
+        if of(2 * high).pairs == of(high).pairs:
+            return None
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return 1024 * low
+
+
+def _budget_line(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardware) -> str:
+    budget = largest_budget(config, workload, num_ranks, hardware)
+    if budget is None:
+        most = workload_of(config, workload.lengths, MOST_TOKENS, workload.caption_tokens)
+        caps = "(data.max_images, max_text_tokens)"
+        return f"budget       any fits: a cap leaves {most.pairs:,.0f} pairs a batch {caps}"
+    return f"budget       up to {budget:,} image tokens a batch fit" if budget else "budget       none fits"
 
 
 def _row(config: RunConfig, stage: int, workload: Workload, num_ranks: int, hardware: Hardware) -> str:

@@ -6,17 +6,19 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from navit_clip.batch import offsets_of
 from navit_clip.distributed import World
+from navit_clip.errors import ConfigError
 from navit_clip.model.attention import packed_attention
+from training.plan.weights import FP32
 from training.plan.workload import Workload
 
-FP32 = 4.0
 GIB = 2**30
 
 
@@ -51,15 +53,26 @@ class Hardware:
     network_rate: float
     """Bytes between a rank and another node's, one way, over the adapter that is its own."""
     latency: float = 15e-6
-    """Seconds that an exchange takes at least."""
+    """Seconds that an exchange takes at least: an assumption, measured nowhere."""
+    host_latency: float = 15e-6
+    """Seconds from one host to the next, over TCP: an assumption, likewise."""
     decode_rate: float = 700.0
     """Images that one core decodes, resizes and cuts (an EPYC's: 640 to 1000, benchmarks/decode.py)."""
+
+    def computing_in(self, precision: str) -> Hardware:
+        """This device, where towers compute in fp32; what is measured is measured as the run computes."""
+        if precision != "fp32" or self.name == "this":
+            return self
+        slower = self.loss_rate / self.product_rate
+        return replace(self, product_rate=self.loss_rate, attention_rate=slower * self.attention_rate)
 
 
 NORM_PASSES = 7
 """Over the values of a layer norm, forward (2) and backward (5: its weights' gradients read all again)."""
 GELU_PASSES = 5
 """Over the values of GELU, forward (2) and backward (3)."""
+MOST_ROWS = 4096
+"""On which rates are measured: more change nothing, and take minutes and gigabytes."""
 HOOK_TIME = 2.5e-4
 """On an EPYC: 72 tensors too small to matter take 18 ms longer at ZeRO 1 than at 0, and 36 ms at ZeRO 3."""
 REACHED = 0.75
@@ -67,6 +80,7 @@ REACHED = 0.75
 ATTENTION_REACHED = 0.35
 """FlashAttention-2 on an H100, about 350 TFLOP/s of 989 (2407.08608, section 4)."""
 MEMORY_REACHED = 0.85
+"""Of the data sheet's bandwidth: an assumption, as are the shares without a source above and below."""
 NETWORK_REACHED = 0.85
 """NCCL's bus bandwidth over that of the links, large messages."""
 USABLE = 0.92
@@ -101,43 +115,68 @@ GPUS = {
 }
 
 
-def measured_here(workload: Workload, world: World) -> Hardware:
-    """This machine's CPU, with as many threads as torch uses now, a rank a process.
+def measured_here(workload: Workload, world: World, precision: str, num_ranks: int = 1) -> Hardware:
+    """This machine's CPU, a rank a process.
 
     Args:
-        workload: products, norms and GELU are timed at its towers' widths, on as many rows as a batch has.
+        workload: products, norms and GELU are timed at its towers' widths, on as many rows as a batch has,
+            or MOST_ROWS.
         world: all ranks measure at once; what a single one cannot, the way to others, is taken to be a
             quarter of the memory's rate: copied out and in, read and written each time.
+        precision: of the towers' products and attention.
+        num_ranks: that will share this process's threads and memory. It measures with its part of the
+            threads; what ranks take of each other's memory bandwidth it does not see.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // num_ranks))
+    try:
+        return _measured(workload, world, torch.bfloat16 if precision == "bf16" else torch.float32, num_ranks)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured(workload: Workload, world: World, dtype: torch.dtype, num_ranks: int) -> Hardware:
     model = workload.model
-    sizes = [(model.image, round(workload.image_tokens)), (model.text, round(workload.text_tokens))]
-    product_rate = _product_rate([(tower.width, tower.mlp_dim, tokens) for tower, tokens in sizes])
+    sizes = [
+        (tower.width, tower.mlp_dim, min(MOST_ROWS, max(1, round(tokens))))
+        for tower, tokens in ((model.image, workload.image_tokens), (model.text, workload.text_tokens))
+    ]
+    product_rate = _product_rate(sizes, dtype)
     memory_rate = _memory_rate()
     between = memory_rate / 4 if world.size == 1 else _exchange_rate(world)
-    image, tokens = sizes[0]
+    width, hidden, tokens = sizes[0]
     return Hardware(
         name="this",
         product_rate=product_rate,
-        attention_rate=_attention_rate(),
-        loss_rate=product_rate,
+        attention_rate=_attention_rate(dtype),
+        loss_rate=product_rate if dtype == torch.float32 else _product_rate(sizes, torch.float32),
         memory_rate=memory_rate,
-        norm_rate=_norm_rate(tokens, image.width),
-        gelu_rate=_gelu_rate(tokens, image.mlp_dim),
+        norm_rate=_norm_rate(tokens, width),
+        gelu_rate=_gelu_rate(tokens, hidden),
         fresh_rate=_fresh_rate(),
         hook_time=HOOK_TIME,
-        memory=float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")),
+        memory=_available_memory() / num_ranks,
         node_size=os.cpu_count() or 1,
         node_rate=between,
         network_rate=between,
     )
 
 
-def _product_rate(sizes: Sequence[tuple[int, int, int]]) -> float:
+def _available_memory() -> float:
+    """Bytes that programs can still have, the page cache given up for them."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024.0 * int(line.split()[1])
+    raise ConfigError("--gpu this: expected MemAvailable in /proc/meminfo, found none")
+
+
+def _product_rate(sizes: Sequence[tuple[int, int, int]], dtype: torch.dtype) -> float:
     """Of MLPs' products, forward and both of backward, in turn; of width, hidden width and rows of each."""
     operations = seconds = 0.0
     for width, hidden, tokens in sizes:
-        rows, weight = torch.randn(tokens, width), torch.randn(hidden, width)
-        upstream = torch.randn(tokens, hidden)
+        rows, weight, upstream = (
+            torch.randn(*shape, dtype=dtype) for shape in ((tokens, width), (hidden, width), (tokens, hidden))
+        )
 
         def three(rows: Tensor = rows, weight: Tensor = weight, upstream: Tensor = upstream) -> None:
             _ = rows @ weight.T
@@ -174,10 +213,14 @@ def _exchange_rate(world: World, numbers: int = 2**22) -> float:
     return 2 * (1 - 1 / world.size) * FP32 * numbers / _seconds(lambda: world.sum(values))
 
 
-def _attention_rate(images: int = 8, length: int = 196, heads: int = 6, head_dim: int = 64) -> float:
+def _attention_rate(
+    dtype: torch.dtype, images: int = 8, length: int = 196, heads: int = 6, head_dim: int = 64
+) -> float:
     """Of images of 196 patches, forward and backward."""
     offsets = offsets_of([length] * images)
-    query, key, value = (torch.randn(images * length, heads, head_dim, requires_grad=True) for _ in "qkv")
+    query, key, value = (
+        torch.randn(images * length, heads, head_dim, dtype=dtype, requires_grad=True) for _ in "qkv"
+    )
 
     def both() -> None:
         packed_attention(query, key, value, offsets, length).sum().backward()

@@ -2,26 +2,23 @@
 
 Forward fills the memory with activations, image tower first; backward takes them away and leaves gradients,
 the text tower's first. So the most is held where forward ends, between the towers, or where backward ends.
+What DeepSpeed 0.19 keeps where is read off its source, runtime/zero/stage_1_and_2.py and stage3.py.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from functools import cache
-
-import torch
 
 from navit_clip.loss.comparisons import TILE
-from navit_clip.model import TOWERS, ClipConfig, Tower, TwoTowers
+from navit_clip.model import TOWERS, Tower
 from navit_clip.model.blocks import TransformerConfig
 from training.config import RunConfig
 from training.engine import EngineConfig
-from training.plan.hardware import FP32
+from training.plan.weights import FP32, HALF, Weights, all_weights, muon_weights, trained_weights
 from training.plan.workload import Workload
 
 BUCKET = 5e8
-"""Numbers in DeepSpeed's buffer for gradients on their way (its default, which this project leaves)."""
+"""Numbers in each of DeepSpeed's buffers for gradients on their way: its default, which stays."""
 LIVE = 1e9
 """Weights that DeepSpeed's ZeRO-3 keeps gathered from their first use to their last, likewise."""
 
@@ -33,9 +30,10 @@ class Memory:
     weights: float
     """And, at ZeRO 1 to 3, the fp32 copy of its share that DeepSpeed's optimizer steps on."""
     moments: float
-    """AdamW's two, and the moving average where there is one."""
+    """AdamW's two or Muon's one, and the moving average where there is one."""
     gradients: tuple[float, float, float]
-    """When backward begins, when it is done with the text tower, and at its end."""
+    """When backward begins, when it is done with the text tower, and at its end, where a bucket of them is
+    copied to be summed over ranks."""
     activations: float
     """All that backward needs of one batch, both towers."""
     image_activations: float
@@ -43,6 +41,8 @@ class Memory:
     """Of embeddings, ours and those that travel, their gradients, and a tile of comparisons."""
     buffers: float
     """DeepSpeed's, for gradients on their way to other ranks."""
+    host: float
+    """Of the host's own memory, for what is offloaded there; not among the rank's."""
 
     @property
     def peak(self) -> float:
@@ -56,55 +56,32 @@ class Memory:
 def memory_of(config: RunConfig, workload: Workload, num_ranks: int, device_type: str = "cuda") -> Memory:
     """What a run of this config needs on each of so many ranks."""
     engine = config.engine
-    trained, frozen = count_weights(config)
-    weights, share = trained + frozen, trained / num_ranks
+    every, trained = all_weights(config), trained_weights(config)
     stage, half = engine.zero_stage, engine.precision == "bf16"
-    held = weights / num_ranks if stage == 3 else weights
-    offloads = engine.offload_optimizer != "none"
-    copy = share if stage and not offloads else 0
-    # Whole weights in the precision that is computed in: gathered at stage 3, else what autocast has cast.
-    whole = (2 if half else FP32) * min(weights, LIVE) if stage == 3 or half else 0
+    held = every.total / num_ranks if stage == 3 else every.total
+    stepped = trained.total / (num_ranks if stage else 1)
+    # Whole weights: gathered at stage 3, in fp32 whatever they travel in, and what autocast has cast.
+    gathered = FP32 * min(every.total, LIVE) if stage == 3 else 0
+    cast = HALF * trained.linear if half else 0
+    copy = FP32 * stepped if stage else 0
+    moments = (2 * FP32 - FP32 * muon_weights(config) / trained.total) * stepped
+    host = 0.0
+    if engine.offload_optimizer != "none" and (device_type != "cpu" or engine.offload_optimizer == "nvme"):
+        # There, with the gradients of its share; nvme keeps them in files.
+        host = copy + moments + FP32 * stepped if engine.offload_optimizer == "cpu" else 0.0
+        copy = moments = 0
     average = (held if engine.average_decay else 0) * FP32
-    moments = 0 if offloads else 2 * FP32 * (share if stage else trained)
     image, text = (activation_bytes(config, workload, tower, device_type) for tower in TOWERS)
     return Memory(
-        weights=FP32 * (held + copy) + whole,
+        weights=FP32 * held + copy + gathered + cast,
         moments=moments + average,
         gradients=gradient_bytes(config, num_ranks, device_type),
         activations=image + text,
         image_activations=image,
         loss=loss_bytes(workload, num_ranks, device_type),
         buffers=buffer_bytes(engine, trained, device_type),
+        host=host,
     )
-
-
-def count_weights(config: RunConfig) -> tuple[int, int]:
-    """Weights that are trained, and those that are not."""
-    sizes = _sizes(config.model)
-    frozen = sum(sizes[tower] for tower in TOWERS if getattr(config.optimizer, tower).freeze)
-    return sum(sizes.values()) - frozen, frozen
-
-
-def count_tensors(config: RunConfig) -> int:
-    """Into which the weights are divided."""
-    with torch.device("meta"):
-        return sum(1 for _ in TwoTowers(config.model).parameters())
-
-
-def trained_weights(config: RunConfig, tower: Tower) -> int:
-    """Of one tower."""
-    return 0 if getattr(config.optimizer, tower).freeze else _sizes(config.model)[tower]
-
-
-@cache
-def _sizes(model: ClipConfig) -> dict[str, int]:
-    """Weights of each tower, and of what is in neither."""
-    with torch.device("meta"):
-        towers = TwoTowers(model)
-    sizes: Counter[str] = Counter()
-    for name, weight in towers.named_parameters():
-        sizes[name.partition(".")[0]] += weight.numel()
-    return sizes
 
 
 def activation_bytes(config: RunConfig, workload: Workload, name: Tower, device_type: str) -> float:
@@ -119,9 +96,9 @@ def activation_bytes(config: RunConfig, workload: Workload, name: Tower, device_
     if tower.checkpoint_blocks:
         blocks = tower.depth * tokens * FP32 * tower.width + inside
     # Embeddings and positions, the last norm, and pooling's values, weighted and not.
-    ends = tokens * tower.width * (4 * FP32 + (2 if half else 0))
+    ends = tokens * tower.width * (4 * FP32 + (HALF if half else 0))
     if name == "image":
-        ends += tokens * 3 * config.model.image.patch_size**2 * (1 + FP32 + (2 if half else 0))
+        ends += tokens * 3 * config.model.image.patch_size**2 * (1 + FP32 + (HALF if half else 0))
     return blocks + ends
 
 
@@ -130,12 +107,17 @@ def block_bytes(tower: TransformerConfig, half: bool, device_type: str) -> float
 
     The inputs of both norms and what comes out of them; queries, keys and values; what attention gives (twice
     on a CPU, which joins what images of each length give); the MLP's hidden values before and after GELU.
+    Where queries and keys have norms, what comes out of these, too, and in half precision their inputs, which
+    a GPU's autocast has cast to fp32.
     """
-    compute = 2 if half else FP32
+    compute = HALF if half else FP32
     attended = 2 if device_type == "cpu" else 1
     streams = 2 * FP32 * tower.width
     products = compute * ((2 + 3 + attended) * tower.width + 2 * tower.mlp_dim)
     norms = 4 * FP32 + FP32 * tower.num_heads  # means, deviations, log-sum-exps
+    if tower.qk_norm:
+        products += 2 * (compute + (FP32 if half and device_type == "cuda" else 0)) * tower.width
+        norms += 4 * FP32 * tower.num_heads
     return float(streams + products + norms)
 
 
@@ -150,32 +132,58 @@ def loss_bytes(workload: Workload, num_ranks: int, device_type: str) -> float:
 def gradient_bytes(config: RunConfig, num_ranks: int, device_type: str) -> tuple[float, float, float]:
     """When backward begins, when it is done with the text tower, and at its end.
 
-    At ZeRO 0 several ranks sum a copy of them, a buffer's fill at a time. At 1 and 2 they lie in DeepSpeed's
-    buffer until it is full or all are there, and then a rank's share lies beside it; at 3 shares have their
-    place from the start. What is accumulated stays.
+    At ZeRO 0 and 1 they lie with the weights until backward is done. At 1 they then move to DeepSpeed's
+    buffer, at 2 they come to lie there at once; a bucket is copied to be summed, and then the rank's share
+    lies beside it. At 3 shares have their place from the start. What is accumulated stays.
     """
     engine = config.engine
-    trained, text = count_weights(config)[0], trained_weights(config, "text")
-    share = FP32 * trained / num_ranks
+    trained, text = trained_weights(config), trained_weights(config, "text").total
+    every, share = FP32 * trained.total, FP32 * trained.total / num_ranks
+    half, accumulates = engine.precision == "bf16", engine.accumulation > 1
+    summed = summed_bytes(trained, engine.zero_stage, half, num_ranks)
     if engine.zero_stage == 3:
-        return share, share, share
-    accumulates = engine.accumulation > 1
+        return share, share, share + summed
     if engine.zero_stage == 0:
-        kept, copied = (FP32 * trained if accumulates else 0.0), min(BUCKET, trained) if num_ranks > 1 else 0
-        return kept, max(kept, FP32 * text), FP32 * (trained + copied)
-    kept = (share if engine.zero_stage == 2 else FP32 * trained) if accumulates else 0.0
+        kept = every if accumulates else 0.0
+        return kept, max(kept, FP32 * text), every + summed
     # A CPU gives a buffer pages as they are written; a GPU's is whole, and counted with the buffers.
-    buffered = _exchanged(engine) if device_type == "cpu" else 0
-    return kept, kept + buffered * min(BUCKET, text), max(kept, share) + buffered * min(BUCKET, trained)
+    in_text, in_all = (
+        FP32 * min(BUCKET, number) if device_type == "cpu" else 0.0 for number in (text, trained.total)
+    )
+    if engine.zero_stage == 1:
+        kept = every if accumulates else 0.0
+        return kept, max(kept, FP32 * text), max(every, in_all + max(share, summed))
+    kept = share if accumulates else 0.0
+    return kept, kept + in_text, kept + in_all + max(share, summed)
 
 
-def buffer_bytes(engine: EngineConfig, trained: int, device_type: str) -> float:
-    """DeepSpeed's own, from when backward begins at ZeRO 1 and 2, and always at 3."""
-    if device_type == "cuda":
-        return BUCKET * _exchanged(engine) if engine.zero_stage else 0.0
-    return min(BUCKET, trained) * _exchanged(engine) if engine.zero_stage == 3 else 0.0
+def summed_bytes(trained: Weights, stage: int, half: bool, num_ranks: int) -> float:
+    """Copies of a bucket of gradients that are made to sum it over ranks; one kind of weights at a time.
+
+    One rank flattens nothing at ZeRO 0 to 2; at 1 and 2 a bucket that travels in half precision is cast.
+    """
+    flat = FP32 if num_ranks > 1 else 0.0
+    if stage == 0:
+        return flat * min(BUCKET, trained.total)
+    if not half:
+        return (FP32 if stage == 3 else flat) * min(BUCKET, trained.total)
+    linear, others = min(BUCKET, trained.linear), min(BUCKET, trained.others)
+    if stage == 3:
+        return max(HALF * linear, FP32 * others)
+    return max((flat + HALF) * linear, flat * others)
 
 
-def _exchanged(engine: EngineConfig) -> float:
-    """Bytes of a number on its way."""
-    return 2.0 if engine.precision == "bf16" else FP32
+def buffer_bytes(engine: EngineConfig, trained: Weights, device_type: str) -> float:
+    """DeepSpeed's own, from when backward begins at ZeRO 1 and 2, and always at 3.
+
+    In bf16 there are two, one for each kind of weights: both of fp32 at 1 and 2, each of what it sends at 3.
+    """
+    half, bucket = engine.precision == "bf16", int(BUCKET)
+    if not engine.zero_stage or (engine.zero_stage < 3 and device_type == "cpu"):
+        return 0.0  # a CPU's are counted with the gradients
+    if engine.zero_stage < 3:
+        return (2 if half else 1) * FP32 * BUCKET
+    if device_type == "cpu":
+        linear, others = min(bucket, trained.linear), min(bucket, trained.others)
+        return Weights(linear, others).exchanged(half) if half else FP32 * min(bucket, trained.total)
+    return Weights(bucket, bucket).exchanged(half) if half else FP32 * BUCKET

@@ -1,4 +1,4 @@
-"""Seconds of a step: the towers' work, the loss's ring, the gradients' way round, the optimizer.
+"""Seconds of a step: the towers' work, the loss's ring, the gradients' way round, the optimizer, the hosts.
 
 Matrix products and attention run at their own rates; whatever goes through the towers value by value (norms,
 GELU, residual sums, casts) at the rate of the memory. So utilisation is a result, not an assumption.
@@ -9,22 +9,36 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from navit_clip.model import TOWERS
+from navit_clip.model import TOWERS, Tower
 from navit_clip.model.blocks import TransformerConfig
 from training.config import RunConfig
-from training.plan.hardware import FP32, GELU_PASSES, NORM_PASSES, Hardware
-from training.plan.memory import BUCKET, count_tensors, count_weights
+from training.plan.hardware import GELU_PASSES, NORM_PASSES, Hardware
+from training.plan.memory import BUCKET, LIVE
+from training.plan.weights import FP32, HALF, Weights, all_weights, count_tensors, trained_weights
 from training.plan.workload import Workload
 
 OVERLAPPED = {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.8}
 """Share of the towers' time behind which a ZeRO stage hides what it exchanges: DeepSpeed overlaps by
-default at stage 3 alone, where the first weights still have to be there before anything can start."""
-
+default at stage 3 alone, where the first weights still have to be there before anything can start. How much
+that leaves is a guess: no GPU was measured."""
 NEW_COPIES = {0: (0, 0), 1: (2, 2), 2: (2, 2), 3: (5, 4)}
 """How often a stage writes memory that it has only just obtained, as much as all trained weights take and as
 much as a rank's share takes: from profiles of one rank on a CPU."""
 HOOKS = {0: 0, 1: 1, 2: 1, 3: 2}
 """How often a stage's Python takes `hook_time` for a tensor."""
+HOST_EXCHANGES = 2
+"""All-gathers between hosts that each step of the training loop waits for: the ranks' numbers of pairs, and
+whether one was asked to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waits:
+    """By how much the slowest rank is above the mean, as a share of it; the simulation says (benchmarks/)."""
+
+    towers: float = 0.0
+    """Seconds of the towers."""
+    pairs: float = 0.0
+    """Pairs of the rank that has most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,28 +50,44 @@ class StepTime:
     exchange: float
     """Of gradients and weights, as far as nothing hides it."""
     optimizer: float
+    hosts: float
+    """Of what the ranks' hosts tell each other."""
     model_flops: float
     """Operations on real tokens, nothing computed twice."""
 
     @property
     def total(self) -> float:
-        return self.towers + self.loss + self.exchange + self.optimizer
+        return self.towers + self.loss + self.exchange + self.optimizer + self.hosts
 
 
-def step_time(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardware) -> StepTime:
+EVEN = Waits()
+"""Ranks that are all alike."""
+
+
+def step_time(
+    config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardware, waits: Waits = EVEN
+) -> StepTime:
     """What a step takes on so many ranks of this hardware."""
-    trained, frozen = count_weights(config)
-    batches = config.engine.accumulation
-    towers = batches * towers_time(config, workload, hardware)
-    stage = config.engine.zero_stage
-    exchange = exchange_time(config, trained + frozen, trained, num_ranks, hardware)
-    own = trained / (num_ranks if stage else 1)
+    engine = config.engine
+    hardware = hardware.computing_in(engine.precision)
+    every, trained = all_weights(config), trained_weights(config)
+    batches, stage = engine.accumulation, engine.zero_stage
+    towers = batches * towers_time(config, workload, hardware) * (1 + waits.towers)
+    loss = loss_time(batches * workload.pairs, workload.model.image.width, num_ranks, hardware)
+    depth = sum(getattr(config.model, name).depth for name in TOWERS)
+    sent = exchange_bytes(stage, batches, engine.precision == "bf16", every, trained)
+    exchange = exchange_time(
+        stage, sent, (every if stage == 3 else trained).total, depth, num_ranks, hardware
+    )
+    own = trained.total / (num_ranks if stage else 1)
+    offloads = engine.offload_optimizer != "none"
     return StepTime(
         towers=towers,
-        loss=loss_time(batches * workload.pairs, workload.model.image.width, num_ranks, hardware),
+        loss=loss * (1 + waits.pairs),  # all stand behind the rank with most pairs, at every hop
         exchange=max(0.0, exchange - OVERLAPPED[stage] * towers),
-        optimizer=optimizer_time(own, trained, stage, hardware)
+        optimizer=optimizer_time(own, trained.total, stage, offloads, hardware)
         + HOOKS[stage] * hardware.hook_time * count_tensors(config),
+        hosts=host_time(num_ranks, hardware),
         model_flops=batches * workload.flops(_trained(config)),
     )
 
@@ -65,32 +95,45 @@ def step_time(config: RunConfig, workload: Workload, num_ranks: int, hardware: H
 def towers_time(config: RunConfig, workload: Workload, hardware: Hardware) -> float:
     """Forward and backward of one batch; forward twice with accumulation, and again with checkpoints."""
     half = config.engine.precision == "bf16"
-    backward = _trained(config)
-    attention, operations = workload.attention_flops(backward), workload.flops(backward)
-    by_value = 0.0
-    for name, tokens in zip(TOWERS, (workload.image_tokens, workload.text_tokens), strict=True):
+    seconds = 0.0
+    for name, trained in zip(TOWERS, _trained(config), strict=True):
         tower: TransformerConfig = getattr(config.model, name)
-        by_value += tokens * tower.depth * block_time(tower, half, hardware)
-    seconds = (
-        (operations - attention) / hardware.product_rate + attention / hardware.attention_rate + by_value
+        forwards = 1 + (config.engine.accumulation > 1)
+        if trained:
+            forwards += 2 + tower.checkpoint_blocks  # a backward is two
+        seconds += forwards * forward_time(workload, name, half, hardware)
+    return seconds
+
+
+def forward_time(workload: Workload, name: Tower, half: bool, hardware: Hardware) -> float:
+    """Of one tower: a third of what forward and backward take together."""
+    tower: TransformerConfig = getattr(workload.model, name)
+    tokens = tower.depth * (workload.image_tokens if name == "image" else workload.text_tokens)
+    attention = workload.attention_flops(name)
+    products = workload.forward_flops(name) - attention
+    # Short sequences: queries, keys, values are read and their mean written in more time than computed.
+    passed = 4 * (HALF if half else FP32) * tower.width * tokens
+    return (
+        products / hardware.product_rate
+        + max(attention / hardware.attention_rate, passed / hardware.memory_rate)
+        + tokens * block_time(tower, half, hardware) / 3
     )
-    checkpoints = all(getattr(config.model, name).checkpoint_blocks for name in TOWERS)
-    forwards_again = (config.engine.accumulation > 1) + checkpoints
-    return seconds * (1 + forwards_again / 3)
 
 
 def block_time(tower: TransformerConfig, half: bool, hardware: Hardware) -> float:
     """Seconds that a block spends on one token beside its products and attention, forward and backward.
 
-    Two norms; GELU; two residual sums and two sums of gradients; the stacking of the gradients of query, key
-    and value. In half precision, the casts between the fp32 stream and the products, both ways.
+    Two norms, and those of queries and keys; GELU; two residual sums and two sums of gradients; the stacking
+    of the gradients of query, key and value. In half precision, the casts between the fp32 stream and the
+    products, both ways.
     """
     width, hidden = tower.width, tower.mlp_dim
-    compute = 2 if half else FP32
-    norms = 2 * (FP32 * (NORM_PASSES - 1) + compute) * width
+    compute = HALF if half else FP32
+    num_norms = 4 if tower.qk_norm else 2
+    norms = num_norms * (FP32 * (NORM_PASSES - 1) + compute) * width
     sums = FP32 * 12 * width + compute * 6 * width
     biases = compute * (5 * width + hidden) if tower.biases else 0
-    casts = 6 * (FP32 + compute) * width if half else 0
+    casts = (6 + (num_norms - 2) * 2) * (FP32 + compute) * width if half else 0
     return (
         norms / hardware.norm_rate
         + GELU_PASSES * compute * hidden / hardware.gelu_rate
@@ -112,38 +155,77 @@ def loss_time(pairs: float, dim: int, num_ranks: int, hardware: Hardware) -> flo
     return num_ranks * max(work, journey) + journey
 
 
-def exchange_time(config: RunConfig, weights: int, trained: int, num_ranks: int, hardware: Hardware) -> float:
+def exchange_bytes(stage: int, batches: int, half: bool, every: Weights, trained: Weights) -> float:
+    """That a rank sends, but for its own share of them.
+
+    ZeRO 0 sums gradients over ranks in fp32; 1 and 2 sum the whole of them, too (DeepSpeed's
+    `use_multi_rank_bucket_allreduce`), and gather weights in fp32; 3 sends each rank its share alone and
+    gathers weights, once for both passes as long as all may stay. 2 and 3 do it for each batch of a step.
+    """
+    gradients, weights = trained.exchanged(half), every.exchanged(half)
+    if stage == 0:
+        return 2 * FP32 * trained.total
+    if stage < 3:
+        return 2 * gradients * (batches if stage == 2 else 1) + FP32 * trained.total
+    gathers = (1 if every.total <= LIVE else 2) + (batches > 1)
+    return batches * (gradients + gathers * weights)
+
+
+def exchange_time(
+    stage: int, sent: float, numbers: int, depth: int, num_ranks: int, hardware: Hardware
+) -> float:
     """Gradients summed and shared out, weights gathered, a bucket at a time.
 
     Bandwidth is a ring's; a collective's least time grows with the logarithm of the ranks (NCCL's trees).
     """
     if num_ranks == 1:
         return 0.0
-    engine, share = config.engine, (num_ranks - 1) / num_ranks
-    compute = 2 if engine.precision == "bf16" else FP32
-    passes = {0: 2 * compute, 1: 2 * compute + FP32, 2: compute + FP32, 3: 3 * compute}[engine.zero_stage]
-    between_nodes = num_ranks > hardware.node_size
     # Collectives of a node share all its adapters, one a rank; inside, each rank has its own links.
     rate = hardware.node_rate
-    if between_nodes:
+    if num_ranks > hardware.node_size:
         rate = min(rate, hardware.network_rate * hardware.node_size)
-    numbers = weights if engine.zero_stage == 3 else trained
     hops = 2 * math.log2(num_ranks) * hardware.latency * max(1.0, numbers / BUCKET)
-    if engine.zero_stage == 3:
-        hops *= 3 * sum(getattr(config.model, name).depth for name in TOWERS)
-    return passes * numbers * share / rate + hops
+    if stage == 3:
+        hops *= 3 * depth
+    return sent * (num_ranks - 1) / num_ranks / rate + hops
 
 
-def optimizer_time(own: float, trained: int, stage: int, hardware: Hardware) -> float:
+def optimizer_time(own: float, trained: int, stage: int, offloads: bool, hardware: Hardware) -> float:
     """The norm reads gradients, clipping reads and writes them, AdamW reads four numbers and writes three.
 
     From ZeRO 1 on gradients are copied out of backward, into a buffer, out of it into the rank's share and
     there into one flat vector, and weights out of their flat copy; at stage 3 weights are gathered, besides.
+    Where the optimizer is offloaded its steps are the host's, and not counted.
     """
-    passes = (1 + 2 + 7) * own + (4 * trained + 6 * own if stage else 0) + (2 * trained if stage == 3 else 0)
+    passes = (1 + 2 + (0 if offloads else 7)) * own
+    passes += (4 * trained + 6 * own if stage else 0) + (2 * trained if stage == 3 else 0)
     of_all, of_own = NEW_COPIES[stage]
     fresh = of_all * trained + of_own * own
     return FP32 * (passes / hardware.memory_rate + fresh / hardware.fresh_rate)
+
+
+def host_time(num_ranks: int, hardware: Hardware) -> float:
+    """Gloo's all-gather is a ring: what each rank says reaches the last one after as many hops as others."""
+    return HOST_EXCHANGES * (num_ranks - 1) * hardware.host_latency
+
+
+def uncounted(config: RunConfig) -> list[str]:
+    """What such a run would take time for, or save, that `step_time` says nothing of."""
+    engine = config.engine
+    return [
+        what
+        for what, there in (
+            ("what torch.compile fuses (engine.compile)", engine.compile),
+            (
+                "the optimizer's steps on the host, and the way there and back",
+                engine.offload_optimizer != "none",
+            ),
+            ("reading and writing the optimizer's files", engine.offload_optimizer == "nvme"),
+            ("Muon's orthogonal steps, beyond AdamW's", config.optimizer.kind == "muon"),
+            ("the softmax loss's other passes over its matrix", config.loss.kind == "softmax"),
+        )
+        if there
+    ]
 
 
 def _trained(config: RunConfig) -> tuple[bool, bool]:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from navit_clip.data.drawn import draw_size
-from navit_clip.model import TOWERS, ClipConfig
+from navit_clip.data.drawn import DrawnSize, draw_size
+from navit_clip.model import ClipConfig, Tower
+from navit_clip.model.blocks import TransformerConfig
 from navit_clip.model.flops import image_tower_flops, text_tower_flops
 from training.config import RunConfig
 
@@ -29,7 +30,7 @@ class Workload:
     pairs: float
     lengths: Tensor
     """Patches kept of some images, drawn as training draws them."""
-    caption_tokens: int
+    caption_tokens: int | float
     """Of a caption, in the mean."""
 
     @property
@@ -41,26 +42,35 @@ class Workload:
         return self.pairs * self.caption_tokens
 
     def flops(self, backward: tuple[bool, bool]) -> float:
-        """Operations of both towers; whether image and text tower have a backward pass."""
-        images = image_tower_flops(self.model.image, self.lengths, backward[0]) / len(self.lengths)
-        captions = torch.tensor([self.caption_tokens])
-        texts = text_tower_flops(self.model.text, self.model.image.width, captions, backward[1])
-        return self.pairs * (images + texts)
+        """Operations of both towers, as utilisation counts them; whether image and text tower have a backward
+        pass."""
+        return self.forward_flops("image", backward[0]) + self.forward_flops("text", backward[1])
 
-    def attention_flops(self, backward: tuple[bool, bool]) -> float:
-        """Those of them that attention does."""
-        squares = {
-            "image": float(self.lengths.double().square().mean()),
-            "text": self.caption_tokens**2,
-        }
-        return self.pairs * sum(
-            (3 if trained else 1) * 4 * tower.depth * tower.width * squares[name]
-            for name, trained in zip(TOWERS, backward, strict=True)
-            for tower in [getattr(self.model, name)]
-        )
+    def forward_flops(self, name: Tower, backward: bool = False) -> float:
+        """Operations of one tower's forward pass, or of both passes."""
+        model = self.model
+        if name == "image":
+            mean = image_tower_flops(model.image, self.lengths, backward) / len(self.lengths)
+        else:
+            mean = text_tower_flops(
+                model.text, model.image.width, torch.tensor([self.caption_tokens]), backward
+            )
+        return self.pairs * mean
+
+    def attention_flops(self, name: Tower) -> float:
+        """Those of the forward pass that attention does."""
+        tower: TransformerConfig = getattr(self.model, name)
+        if name == "image":
+            attended = float(self.lengths.double().square().mean())
+        else:
+            length = self.caption_tokens
+            attended = length * (length + 1) / 2 if self.model.text.causal else length**2
+        return self.pairs * 4 * tower.depth * tower.width * attended
 
 
-def workload_of(config: RunConfig, lengths: Tensor, tokens_per_batch: int, caption_tokens: int) -> Workload:
+def workload_of(
+    config: RunConfig, lengths: Tensor, tokens_per_batch: int, caption_tokens: int | float
+) -> Workload:
     """Of a run whose batches hold so many image tokens.
 
     Args:
@@ -72,7 +82,7 @@ def workload_of(config: RunConfig, lengths: Tensor, tokens_per_batch: int, capti
     caption_tokens = min(caption_tokens, config.model.text.context_length)
     pairs = tokens_per_batch / float(lengths.double().mean())
     if config.data.max_images:
-        pairs = min(pairs, config.data.max_images)
+        pairs = min(pairs, float(config.data.max_images))
     if config.data.max_text_tokens:
         pairs = min(pairs, config.data.max_text_tokens / caption_tokens)
     return Workload(config.model, pairs, lengths, caption_tokens)
@@ -86,10 +96,12 @@ def typical_sizes(number: int = DRAWS) -> list[tuple[int, int]]:
 
 def draw_lengths(config: RunConfig, sizes: Sequence[tuple[int, int]], number: int = DRAWS) -> Tensor:
     """Patches that stay of so many images of these sizes, as the run draws them half way through."""
+    return torch.tensor([drawn.num_kept for drawn in draw_images(config, sizes, number)])
+
+
+def draw_images(config: RunConfig, sizes: Sequence[tuple[int, int]], number: int) -> list[DrawnSize]:
+    """So many images of these sizes, as the run draws them half way through."""
     random, seen = np.random.default_rng(0), config.pairs / 2
-    data, patch_size = config.data, config.model.image.patch_size
-    lengths = []
-    for index in random.integers(len(sizes), size=number):
-        height, width = sizes[index]
-        lengths.append(draw_size(data, random, seen, height, width, patch_size).num_kept)
-    return torch.tensor(lengths)
+    patch_size = config.model.image.patch_size
+    chosen = (sizes[index] for index in random.integers(len(sizes), size=number))
+    return [draw_size(config.data, random, seen, height, width, patch_size) for height, width in chosen]
