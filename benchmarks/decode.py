@@ -123,14 +123,17 @@ def print_loader(shards: list[str], images: Mapping[str, bytes], number: int, ro
         for _ in range(rounds):
             for _ in range(ready):
                 next(batches)  # what was ready before the clock starts
-            jobs: list[tuple[bytes, int]] = []
+            keys: list[str] = []
+            grids: list[torch.Tensor] = []
             start, before = time.perf_counter(), cpu_of(loaders)
-            while len(jobs) < number:
+            while len(keys) < number:
                 batch = next(batches)
-                lengths = batch.images.grid.prod(1).tolist()
-                jobs += [(images[key], length) for key, length in zip(batch.keys, lengths, strict=True)]
-            rates["loader"].append(len(jobs) / (time.perf_counter() - start))
+                keys += batch.keys
+                grids.append(batch.images.grid.clone())  # which does not hold the batch's block
+            rates["loader"].append(len(keys) / (time.perf_counter() - start))
             taken = [now - then for now, then in zip(cpu_of(loaders), before, strict=True)]
+            lengths = torch.cat(grids).prod(1).tolist()
+            jobs = [(images[key], length) for key, length in zip(keys, lengths, strict=True)]
             seconds["loader"].append(sum(taken) / len(jobs))
             seconds["consumer"].append(taken[0] / len(jobs))
             time.sleep(1)  # until the workers are ahead, and rest

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from typing import BinaryIO, NamedTuple
 
 from navit_clip.data.shards import Shard
-from navit_clip.data.tar_headers import read_headers
+from navit_clip.data.tar_headers import TarFault, read_headers
 from navit_clip.errors import DataError, SampleError
 
 MAX_BYTES = 100_000_000
@@ -151,8 +151,8 @@ def _index(file: BinaryIO) -> list[Entry]:
         if not groups or groups[-1][0] != key:
             groups.append((key, []))
         groups[-1][1].append(Member(extension, offset, size))
-    if fault is not None and groups and groups[-1][0] == _split(fault.cut_off)[0]:
-        groups.pop()  # The rest of its last sample: that one is not whole.
+    if fault is not None and groups and _is_cut_off(groups, fault):
+        groups.pop()
     entries: list[Entry] = []
     seen: set[str] = set()
     for key, found in groups:
@@ -167,6 +167,17 @@ def _index(file: BinaryIO) -> list[Entry]:
     if fault is not None:
         entries.append(Entry("(end of file)", fault=(fault.cause, fault.detail)))
     return entries or [Entry("(end of file)", fault=("empty shard", "the tar has no samples"))]
+
+
+def _is_cut_off(groups: Sequence[tuple[str, list[Member]]], fault: TarFault) -> bool:
+    """Whether a tar that ends too early has lost files of its last sample.
+
+    Where it ends between two files, a sample has lost some if it has fewer kinds than the one before it.
+    """
+    if fault.cut_off:
+        return groups[-1][0] == _split(fault.cut_off)[0]
+    kinds = [{member.extension for member in members} for _, members in groups[-2:]]
+    return len(kinds) == 2 and kinds[1] < kinds[0]
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -100,6 +100,10 @@ def test_a_sample_that_was_cut_off_in_a_file_is_no_other_fault(tmp_path):
     write_tar(path, [("a.txt", b"1"), ("a.jpg", b"2"), ("b.txt", b"3"), ("b.jpg", bytes(2000))])
     path.write_bytes(path.read_bytes()[:4700])
     assert contents(path) == ({"s/a": {"txt": b"1", "jpg": b"2"}}, {"truncated shard": 1})
+    path.write_bytes(path.read_bytes()[:3072])  # after b.txt
+    assert contents(path) == ({"s/a": {"txt": b"1", "jpg": b"2"}}, {"truncated shard": 1})
+    path.write_bytes(path.read_bytes()[:2048])  # after a.jpg
+    assert contents(path) == ({"s/a": {"txt": b"1", "jpg": b"2"}}, {"truncated shard": 1})
     write_tar(tmp_path / "t.tar", [("a.txt", bytes(1000))])
     (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:600])
     assert contents(tmp_path / "t.tar") == ({}, {"truncated shard": 1})
