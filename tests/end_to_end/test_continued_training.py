@@ -15,7 +15,7 @@ from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.huggingface.importing import main as import_model
 from navit_clip.model import TwoTowers
-from navit_clip.weights import load_model
+from navit_clip.weights import load_model, resolve_model_folder
 from tests.foreign_folders import siglip2_folder
 from tests.ranks import on_ranks
 from tests.training_builders import small_run
@@ -81,11 +81,14 @@ def test_training_goes_on_from_an_imported_model(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("towers", [("image",), ("text",), ("image", "text")], ids="-".join)
+@pytest.mark.parametrize(
+    ("towers", "stage"),
+    [(("image",), 1), (("text",), 2), (("image", "text"), 2), (("image", "text"), 3)],
+    ids=["image-1", "text-2", "both-2", "both-3"],
+)
 def test_training_goes_on_from_either_tower_at_every_stage(tmp_path, towers, stage):
     """On two ranks, with layer decay: first the loss of the imported towers beside what was drawn."""
-    slower_below = {tower: {"learning_rate_share": 0.5, "layer_decay": 0.8} for tower in towers}
+    slower_below = {tower: {"layer_decay": 0.8} for tower in towers}
     config, imported = continued(
         tmp_path, towers, optimizer=slower_below, engine={"precision": "fp32", "zero_stage": stage}
     )
@@ -97,6 +100,8 @@ def test_training_goes_on_from_either_tower_at_every_stage(tmp_path, towers, sta
     prefixes = (*(f"{tower}." for tower in towers), *(["logit_"] if len(towers) == 2 else []))
     weights = {name: weight for name, weight in source.state_dict().items() if name.startswith(prefixes)}
     expected.load_state_dict(weights, strict=False)
-    first = loss_of(expected, first_batches(config, tokenizer, ranks=2))
+    batches = first_batches(config, tokenizer, ranks=2)
+    first = loss_of(expected, batches)
     assert abs(losses[0] - first) < 1e-4 * losses[0]
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    trained, _ = load_model(resolve_model_folder(config.folder))
+    assert loss_of(trained, batches) < first
