@@ -6,8 +6,6 @@ import argparse
 import json
 import re
 import sys
-import traceback
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,37 +18,30 @@ def main() -> int:
     arguments = _parser().parse_args()
     if arguments.part == "missing":
         print("\n".join(missing()))
-    elif arguments.part == "table":
-        print(table(arguments.folder))
-    else:
-        return run(arguments.folder, arguments.sizes)
-    return 0
+        return 0
+    if arguments.part == "table":
+        print(table(arguments.path, dict(part.split("=") for part in arguments.words)))
+        return 0
+    return run(arguments.part, arguments.path, *arguments.words)
 
 
-def run(folder: Path, sizes: list[str]) -> int:
-    """Kernels, steps and a run with its loader, a JSON file each; one that fails does not end the others."""
-    from benchmarks.gpu.kernels import kernel_rows
-    from benchmarks.gpu.overlap import overlap_rows
-    from benchmarks.gpu.training_step import step_rows
+def run(part: str, path: Path, size: str = "") -> int:
+    """Writes a part's rows; the exit code says whether one failed. A part imports what it needs by itself."""
+    from benchmarks.gpu.rows import write_rows
+
+    if part == "kernels":
+        from benchmarks.gpu.kernels import kernel_rows
+
+        return write_rows(path, kernel_rows())
+
     from navit_clip.distributed import World
 
-    failed = 0
+    if part == "steps":
+        from benchmarks.gpu.training_step import step_rows as rows_of
+    else:
+        from benchmarks.gpu.overlap import overlap_rows as rows_of
     with World.join() as world:
-        parts: dict[str, Callable[[], list[dict[str, Any]]]] = {"kernels": kernel_rows}
-        for size in sizes:
-            parts[f"step-{size}"] = lambda size=size: step_rows(size, world)
-        parts["overlap"] = lambda: overlap_rows(sizes[0], world)
-        for name, rows_of in parts.items():
-            try:
-                rows = rows_of()
-            except Exception:
-                traceback.print_exc()
-                print(f"FAILED: {name}")
-                failed += 1
-                continue
-            (folder / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
-            print(name, json.dumps(rows, indent=2), flush=True)
-    return 1 if failed else 0
+        return write_rows(path, rows_of(size, world))
 
 
 def missing() -> list[str]:
@@ -65,13 +56,24 @@ def missing() -> list[str]:
     return lines or ["every package is installed"]
 
 
-def table(folder: Path) -> str:
-    """All that was found, a line each."""
+def table(folder: Path, statuses: dict[str, str]) -> str:
+    """All that was found, a line each, and of parts that failed or leave no rows how their logs end.
+
+    Args:
+        folder: holds NAME.log and, but for the tests, NAME.json of every part.
+        statuses: exit codes by name.
+    """
     lines = ["", "| part | what | found |", "|---|---|---|"]
-    for path in sorted(folder.glob("*.json")):
-        for row in json.loads(path.read_text()):
-            found = ", ".join(f"{name} {_short(value)}" for name, value in row.items() if name != "name")
-            lines.append(f"| {path.stem} | {row['name']} | {found} |")
+    for name, status in statuses.items():
+        path = folder / f"{name}.json"
+        rows = json.loads(path.read_text()) if path.exists() else []
+        for row in rows:
+            found = ", ".join(f"{key} {_short(value)}" for key, value in row.items() if key != "name")
+            lines.append(f"| {name} | {row['name']} | {found} |")
+        if status != "0" or not rows:
+            log = (folder / f"{name}.log").read_text(errors="replace")
+            last = log.strip().rpartition("\n")[2]
+            lines.append(f"| {name} | exit code {status} | {last} |")
     return "\n".join(lines)
 
 
@@ -89,9 +91,9 @@ def _installed(name: str) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("part", choices=["missing", "run", "table"])
-    parser.add_argument("folder", nargs="?", type=Path, help="where JSON files go, or are")
-    parser.add_argument("sizes", nargs="*", help="of both towers")
+    parser.add_argument("part", choices=["missing", "kernels", "steps", "overlap", "table"])
+    parser.add_argument("path", nargs="?", type=Path, help="where rows go; of the table, their folder")
+    parser.add_argument("words", nargs="*", help="size of both towers; of the table, PART=EXIT_CODE of each")
     return parser
 
 

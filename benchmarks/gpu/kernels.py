@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import turns
-from benchmarks.gpu.batches import BUDGET, b16_lengths, fitting
+from benchmarks.gpu.lengths import b16_lengths, fitting
+from benchmarks.gpu.rows import Measure
 from benchmarks.peers.contender import Machine
 from navit_clip.batch import Embeddings, offsets_of
 from navit_clip.distributed import World
@@ -20,56 +21,66 @@ from navit_clip.loss import LossConfig, contrastive_loss
 from navit_clip.model.attention import Backend, choose_backend, packed_attention
 
 HEADS, HEAD_DIM, DIM = 12, 64, 768
+BUDGET = {"cuda": 65536, "cpu": 512}
+"""Image tokens of a pack."""
 PAIRS = {"cuda": 4096, "cpu": 256}
+ROUNDS = {"cuda": 5, "cpu": 1}
 
 
-def kernel_rows() -> list[dict[str, Any]]:
-    """A row for each backend and kind of pack, and one for the loss."""
-    machine, rows = Machine.here(), []
+def kernel_rows() -> dict[str, Measure]:
+    """A row for each backend and kind of pack, and for the loss, beside a large matrix product."""
+    machine = Machine.here()
     budget = BUDGET[machine.device.type]
     packs = {"b16's draws": fitting(b16_lengths(), budget), "196 each": [196] * max(1, budget // 196)}
-    for name, lengths in packs.items():
-        for backend in get_args(Backend):
-            rows += attention_rows(f"{backend}, {name}", backend, lengths, machine)
-    product, flops = turns.matrix_product(machine.device, machine.dtype)
-    seconds = turns.take_turns({"": product}, 5, machine.device)[""].seconds
-    return [*rows, loss_row(machine), {"name": "matrix product", "tflops": flops / seconds / 1e12}]
+    rows: dict[str, Measure] = {
+        f"{backend}, {name}": partial(attention_row, backend, lengths, machine)
+        for name, lengths in packs.items()
+        for backend in get_args(Backend)
+        if _runs(backend, machine)
+    }
+    rows[f"sigmoid loss, {PAIRS[machine.device.type]} pairs"] = partial(loss_row, machine)
+    rows["matrix product"] = partial(product_row, machine)
+    return rows
 
 
-def attention_rows(name: str, backend: Backend, lengths: list[int], machine: Machine) -> list[dict[str, Any]]:
-    """Forward and backward on one pack; no row where the backend does not run."""
-    try:
-        choose_backend(backend, machine.device, machine.dtype)
-    except ConfigError as error:
-        print(f"{name}: {error}")
-        return []
+def attention_row(backend: Backend, lengths: list[int], machine: Machine) -> dict[str, float]:
+    """Forward and backward on one pack, from a gradient that is there: nothing but attention is timed."""
+    choose_backend(backend, machine.device, machine.dtype)
     offsets = offsets_of(lengths).to(machine.device)
     shape = (sum(lengths), HEADS, HEAD_DIM)
-    query, key, value = (
-        torch.randn(shape, device=machine.device, dtype=machine.dtype, requires_grad=True) for _ in "qkv"
-    )
+    options: dict[str, Any] = {"device": machine.device, "dtype": machine.dtype}
+    query, key, value = (torch.randn(shape, **options, requires_grad=True) for _ in "qkv")
+    gradient = torch.randn(shape, **options)
 
     def both() -> None:
         attended = packed_attention(query, key, value, offsets, max(lengths))
-        attended.float().square().mean().backward()
+        torch.autograd.grad(attended, (query, key, value), gradient)
 
-    seconds = turns.take_turns({name: both}, 5, machine.device)[name].seconds
-    flops = 3 * 4.0 * HEADS * HEAD_DIM * sum(length**2 for length in lengths)
-    return [{"name": name, "milliseconds": 1e3 * seconds, "tflops": flops / seconds / 1e12}]
+    return _rate(both, 3 * 4.0 * HEADS * HEAD_DIM * sum(length**2 for length in lengths), machine)
 
 
-def loss_row(machine: Machine) -> dict[str, Any]:
+def _runs(backend: Backend, machine: Machine) -> bool:
+    try:
+        choose_backend(backend, machine.device, machine.dtype)
+    except ConfigError as error:
+        print(error)
+        return False
+    return True
+
+
+def loss_row(machine: Machine) -> dict[str, float]:
     """Of one rank's pairs, forward and backward."""
     pairs = PAIRS[machine.device.type]
     image, text = (
         F.normalize(torch.randn(pairs, DIM, device=machine.device), dim=1).requires_grad_() for _ in "xy"
     )
     scalars = [torch.tensor([value], device=machine.device, requires_grad=True) for value in (10.0, -10.0)]
-    run: Callable[[], object] = partial(_loss, image, text, scalars, machine)
-    seconds = turns.take_turns({"": run}, 5, machine.device)[""].seconds
-    flops = 3 * 2.0 * pairs**2 * DIM
-    name = f"sigmoid loss, {pairs} pairs"
-    return {"name": name, "milliseconds": 1e3 * seconds, "tflops": flops / seconds / 1e12}
+    return _rate(partial(_loss, image, text, scalars, machine), 3 * 2.0 * pairs**2 * DIM, machine)
+
+
+def product_row(machine: Machine) -> dict[str, float]:
+    """What the machine can do."""
+    return _rate(*turns.matrix_product(machine.device, machine.dtype), machine)
 
 
 def _loss(image: Tensor, text: Tensor, scalars: list[Tensor], machine: Machine) -> None:
@@ -77,3 +88,8 @@ def _loss(image: Tensor, text: Tensor, scalars: list[Tensor], machine: Machine) 
     world = World(rank=0, size=1, device=machine.device)
     embeddings = Embeddings(image, text, identity, *scalars)
     contrastive_loss(LossConfig(), embeddings, [len(image)], world).backward()
+
+
+def _rate(run: Callable[[], object], flops: float, machine: Machine) -> dict[str, float]:
+    seconds = turns.take_turns({"": run}, ROUNDS[machine.device.type], machine.device)[""].seconds
+    return {"milliseconds": 1e3 * seconds, "tflops": flops / seconds / 1e12}

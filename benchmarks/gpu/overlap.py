@@ -8,13 +8,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.gpu.rows import Measure
 from benchmarks.peers.contender import Machine
 from benchmarks.peers.workload import SIZES
 from navit_clip.config import build_config
@@ -25,24 +28,42 @@ from navit_clip.tokenizer import train_tokenizer
 from training.config import RunConfig
 from training.train import run_training
 
-SAMPLES, STEPS = {"cuda": 2000, "cpu": 40}, {"cuda": 40, "cpu": 3}
-SIDE = {"cuda": 400, "cpu": 64}
-BUDGET = {"cuda": 65536, "cpu": 256}
+SAMPLES, SIDE = {"cuda": 1000, "cpu": 40}, {"cuda": 400, "cpu": 64}
+BUDGET, PATCHES = {"cuda": 65536, "cpu": 256}, {"cuda": 53, "cpu": 12}
+"""Image tokens of a batch, and about how many an image has."""
+PREFETCH = 2
+WINDOWS = 3
+"""Of steps between log lines, of which the first is left out."""
 
 
-def overlap_rows(size: str, world: World) -> list[dict[str, Any]]:
+def overlap_rows(size: str, world: World) -> dict[str, Measure]:
     """A short run of the project's own command, and what its log says of waiting."""
-    machine = Machine.here()
-    on = machine.device.type
+    on = Machine.here().device.type
+    # One core is for the process that launches kernels.
+    workers = max(1, min(16, os.cpu_count() or 1) - 1) if on == "cuda" else 1
+    return {f"{size}, {workers} workers": partial(overlap_row, size, on, workers, world)}
+
+
+def overlap_row(size: str, on: str, workers: int, world: World) -> dict[str, Any]:
+    """The mean over steps that come after as many as may have been waiting, ready, for the first one.
+
+    `data_wait` is the share of time in which there was no batch. The copy to the device, and what else the
+    loader's workers take from the step, show in `milliseconds`, beside those of the step without a loader.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_samples(folder, SAMPLES[on], SIDE[on])
-        config = run_config(folder, size, on)
+        config = run_config(folder, size, on, workers)
         run_training(config, world)
         rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    last = [row for row in rows if row["kind"] == "train"][-1]  # the first starts workers and kernels
+    window = config.log_every
+    settled = [
+        row for row in rows if row["kind"] == "train" and row["step"] > window and row["step"] % window == 0
+    ]
     names = ("data_wait", "pairs_per_second", "flops_utilisation", "fill")
-    return [{"name": f"{size}, {config.data.num_workers} workers", **{name: last[name] for name in names}}]
+    found = {name: statistics.mean(row[name] for row in settled) for name in names}
+    milliseconds = 1e3 * statistics.mean(row["seconds_per_batch"] for row in settled)
+    return {"steps": window * len(settled), "milliseconds": milliseconds, **found}
 
 
 def write_samples(folder: Path, number: int, side: int) -> None:
@@ -61,25 +82,25 @@ def write_samples(folder: Path, number: int, side: int) -> None:
     train_tokenizer(captions, vocab_size=512).save(folder / "tokenizer")
 
 
-def run_config(folder: Path, size: str, on: str) -> RunConfig:
-    """Steps enough to see whether workers fall behind; nothing is evaluated."""
-    size_of_towers, budget = SIZES[size]._asdict(), BUDGET[on]
-    pairs = STEPS[on] * budget // (64 if on == "cuda" else 8)
+def run_config(folder: Path, size: str, on: str, workers: int) -> RunConfig:
+    """A log line after every so many steps, twice what batches can wait in the queue; no evaluation."""
+    budget, waiting = BUDGET[on], workers * PREFETCH
     return build_config(
         RunConfig,
         {
             "folder": str(folder / "run"),
-            "pairs": pairs,
+            "pairs": WINDOWS * 2 * waiting * budget // PATCHES[on],
             "tokenizer": str(folder / "tokenizer"),
-            "log_every": max(1, STEPS[on] // 3),
-            "model": dict.fromkeys(TOWERS, size_of_towers),
+            "log_every": 2 * waiting,
+            "model": dict.fromkeys(TOWERS, SIZES[size]._asdict()),
             "data": {
                 "shards": [str(folder / "*.tar")],
                 "resolution": {"min_side": 64, "max_side": 256 if on == "cuda" else 96},
                 "drop": {"rate": 0.5},
                 "tokens_per_batch": budget,
                 "lookahead": 64,
-                "num_workers": min(16, os.cpu_count() or 1) if on == "cuda" else 1,
+                "num_workers": workers,
+                "prefetch": PREFETCH,
             },
             "engine": {"precision": "bf16" if on == "cuda" else "fp32"},
             "evaluation": {"num_workers": 0},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import turns
 from benchmarks.gpu.batches import draw_batch
+from benchmarks.gpu.rows import Measure
 from benchmarks.peers.contender import Machine
 from benchmarks.peers.steps import model_config, packed_step
 from benchmarks.peers.workload import SIZES
@@ -19,14 +21,18 @@ from training.engine import EngineConfig
 from training.optimizer import OptimizerConfig
 from training.utilisation import model_flops, peak_flops
 
+BUDGET = {"tiny": 512, "b16": 65536, "l16": 49152}
+"""Image tokens of a batch by size: what 80 GB hold without activation checkpoints."""
 BATCHES, ROUNDS = 4, 8
 GIB = 2**30
 
 
-def step_rows(size: str, world: World) -> list[dict[str, Any]]:
-    """With and without activation checkpoints."""
+def step_rows(size: str, world: World) -> dict[str, Measure]:
+    """As it is, with activation checkpoints, and compiled."""
     machine = Machine.here()
     choose_backend("auto", machine.device, machine.dtype)
+    if machine.device.type == "cpu":  # traced there, and not compiled: that takes a minute
+        torch.compile = partial(torch.compile, backend="eager")
     plain = model_config(SIZES[size])
     plain = replace(plain, image=replace(plain.image, biases=False), text=replace(plain.text, biases=False))
     checkpointed = replace(
@@ -34,36 +40,39 @@ def step_rows(size: str, world: World) -> list[dict[str, Any]]:
         image=replace(plain.image, checkpoint_blocks=True),
         text=replace(plain.text, checkpoint_blocks=True),
     )
-    batches = [draw_batch(machine, seed) for seed in range(BATCHES)]
-    return [
-        step_row(f"{size}, {name}", model, batches, machine, world)
-        for name, model in {"plain": plain, "checkpoints": checkpointed}.items()
-    ]
+    batches = [draw_batch(BUDGET[size], seed) for seed in range(BATCHES)]
+    ways = {"plain": (plain, False), "checkpoints": (checkpointed, False), "compiled": (plain, True)}
+    return {
+        f"{size}, {name}": partial(step_row, model, compiled, batches, machine, world)
+        for name, (model, compiled) in ways.items()
+    }
 
 
 def step_row(
-    name: str, model: ClipConfig, batches: list[Batch], machine: Machine, world: World
+    model: ClipConfig, compiled: bool, batches: list[Batch], machine: Machine, world: World
 ) -> dict[str, Any]:
     """Steps over different batches in turn, so that lengths and numbers of pairs change from step to step."""
     torch.manual_seed(0)
     precision = "fp32" if machine.dtype == torch.float32 else "bf16"
-    step = packed_step(model, batches, EngineConfig(precision=precision), world)
-    for _ in batches:
+    step = packed_step(model, batches, EngineConfig(precision=precision, compile=compiled), world)
+    before = _graphs()
+    step()
+    first = _graphs()
+    assert (first > before) == compiled, f"{first - before} graphs were compiled at the first step"
+    for _ in batches[1:]:
         step()
-    compiled_before = _compiled()
-    seconds = turns.take_turns({name: step}, ROUNDS, machine.device)[name].seconds
+    seconds = turns.take_turns({"": step}, ROUNDS, machine.device)[""].seconds
     memory = turns.peak_memory(step, machine.device)
     flops = sum(model_flops(model, OptimizerConfig(), batch) for batch in batches) / len(batches)
     return {
-        "name": name,
         "milliseconds": 1e3 * seconds,
         "pairs_per_second": sum(map(len, batches)) / len(batches) / seconds,
         "flops_utilisation": flops / seconds / peak_flops(machine.device, machine.dtype),
-        "activations_gib": memory / GIB,
-        "recompilations": _compiled() - compiled_before,
+        "activations_and_gradients_gib": memory / GIB,
+        **({"graphs": first, "recompilations": _graphs() - first} if compiled else {}),
     }
 
 
-def _compiled() -> int:
-    """Graphs that torch.compile has made so far in this process."""
+def _graphs() -> int:
+    """Those that torch.compile has made so far in this process."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -31,13 +31,11 @@ from benchmarks import turns
 from benchmarks.peers.contender import Machine, forward_alone, forward_and_backward
 from benchmarks.peers.image_towers import tower_config as image_config
 from benchmarks.peers.line_up import captions, pictures, tower_memory, towers
-from benchmarks.peers.steps import CLIPPING, make_batch, model_config, open_clip_step, packed_step
 from benchmarks.peers.text_towers import tower_config as text_config
 from benchmarks.peers.workload import CASES, CONTEXT_LENGTH, SIZES, Picture, Size, draw_captions
 from navit_clip.distributed import World
 from navit_clip.model import choose_backend
 from navit_clip.model.flops import image_tower_flops, text_tower_flops
-from training.engine import EngineConfig
 
 MIB = 2**20
 
@@ -74,6 +72,10 @@ def tower_rows(arguments: argparse.Namespace, machine: Machine) -> list[dict[str
 
 def step_rows(arguments: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
     """Speed of a whole step. Both of ours count the tokens and operations that they have."""
+    # Towers alone run without DeepSpeed.
+    from benchmarks.peers.steps import CLIPPING, make_batch, model_config, open_clip_step, packed_step
+    from training.engine import EngineConfig
+
     size, number = SIZES[arguments.size], arguments.images
     images = pictures(arguments)
     precision = "fp32" if machine.dtype == torch.float32 else "bf16"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 
 import torch
+from torch import Tensor
 
 from benchmarks.peers.contender import Machine
 from benchmarks.peers.image_towers import pack, raster
@@ -17,7 +18,7 @@ from benchmarks.peers.image_towers import tower_config as image_config
 from benchmarks.peers.text_towers import open_clip_text, pack_captions, padded_captions
 from benchmarks.peers.text_towers import tower_config as text_config
 from benchmarks.peers.workload import PATCH_SIZE, Picture, Size
-from navit_clip.batch import Batch
+from navit_clip.batch import Batch, map_tensors
 from navit_clip.distributed import World
 from navit_clip.loss import LossConfig
 from navit_clip.model import ClipConfig, TwoTowers
@@ -46,9 +47,14 @@ def make_batch(pictures: Sequence[Picture], captions: Sequence[list[int]]) -> Ba
 def packed_step(
     model: ClipConfig, batches: Sequence[Batch], engine_config: EngineConfig, world: World
 ) -> Callable[[], object]:
-    """One step of the training loop, on one batch after the other, from the host's memory on."""
+    """One step of the training loop, on one batch after the other, from the host's memory on.
+
+    For a GPU that memory is pinned, as the loader's is.
+    """
     towers = TwoTowers(model)
     engine = Engine(engine_config, towers, make_optimizer(OptimizerConfig(), towers), world)
+    if world.device.type == "cuda":
+        batches = [map_tensors(batch, Tensor.pin_memory) for batch in batches]
     in_turn = cycle(batches)
 
     def run() -> None:
