@@ -6,20 +6,23 @@
 
 Sizes are those of the images in shards, or of a file with a height and a width a line, or without either of
 typical shapes (`training/plan/workload.py` says which). What is drawn for each image is drawn as the run's
-own config says; every rank has a packer of the project's own, which cuts its batches one after the other.
+own config says; every rank packs as its stream does: pairs come with captions of random lengths and wait in
+the project's own lines, which cut batches one after the other. (A rank's workers are streams of their own;
+here it is one.)
 
-The compute of a batch is its towers' floating-point operations, forward and backward, captions of random
-lengths included. A step is as slow as its slowest rank, so imbalance is the largest rank over the mean, less
-one; it is the mean over steps. Efficiency is a step of one node over a step of so many ranks, by the model of
-`navit-clip plan`, with the slowest rank in the place of the mean one.
+A rank's seconds are those of its towers on its own batch, by the model of `navit-clip plan`. A step is as
+slow as its slowest rank, so imbalance is the largest rank over the mean, less one; it is the mean over steps.
+Pairs have their own: at every hop the loss's ring waits for the rank that has most. Efficiency is a step of
+the first number of ranks over a step of so many, with both waits.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import replace
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,89 +31,130 @@ from benchmarks.packing import sizes
 from benchmarks.peers.workload import CAPTION_LENGTHS
 from navit_clip.config import load_config
 from navit_clip.data import Packer
-from navit_clip.model.flops import image_tower_flops, text_tower_flops
+from navit_clip.data.config import line_patience
+from navit_clip.data.drawn import DrawnSize
+from navit_clip.data.lines import Lines
 from training.config import RunConfig, add_run_arguments
-from training.plan.hardware import GPUS
-from training.plan.step_time import step_time
-from training.plan.workload import draw_lengths, typical_sizes, workload_of
+from training.plan.hardware import GPUS, Hardware
+from training.plan.step_time import Waits, step_time, towers_time
+from training.plan.workload import Workload, draw_images, typical_sizes
 
 RANKS = (8, 64, 512, 1024, 4096)
 POOL = 200_000
 """Images drawn; every rank draws from them on its own."""
 
 
+WARM_UP = 16
+"""Batches that several lines cut before any counts: all ranks' first are of the longest images."""
+
+
+class Pair(NamedTuple):
+    """As far as packing knows it."""
+
+    image_tokens: int
+    text_tokens: int
+
+
+class Row(NamedTuple):
+    """What so many ranks' batches come to over some steps."""
+
+    mean: Workload
+    fill: float
+    emptiest: float
+    spread: float
+    """Standard deviation of pairs over their mean."""
+    waits: Waits
+
+
 def main() -> None:
     arguments = _parser().parse_intermixed_args()
     config = load_config(RunConfig, arguments.config, ["data.shards=[SHARDS]", *arguments.overrides])
+    config.data.check_budget(config.model.image.patch_size, config.model.text.context_length)
     of = image_sizes(arguments)
-    lengths = draw_lengths(config, of, POOL).numpy()
+    pool = draw_images(config, of, POOL)
+    lengths = np.array([size.num_kept for size in pool])
     print(
         f"{len(of)} sizes, {lengths.mean():.1f} patches in the mean, standard deviation {lengths.std():.1f}; "
         f"budget {config.data.tokens_per_batch}, lookahead {config.data.lookahead}, {arguments.steps} steps\n"
     )
-    columns = ("ranks", "fill", "emptiest", "pairs a rank", "spread", "compute imbalance", "pairs' imbalance")
-    columns += (f"step on {arguments.gpu}", "efficiency")
+    columns = ("ranks", "fill", "emptiest", "pairs a rank", "spread", "towers' imbalance", "pairs' imbalance")
+    columns += (f"step on {arguments.gpu}", "of which waiting", "efficiency")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    alone = None
+    alone, gpu = None, GPUS[arguments.gpu]
     for num_ranks in arguments.ranks:
-        row = simulate(config, lengths, num_ranks, arguments.steps)
-        seconds = seconds_of(config, lengths, num_ranks, arguments.gpu, row["imbalance"])
+        row = simulate(config, pool, num_ranks, arguments.steps, gpu)
+        even, seconds = (
+            step_time(config, row.mean, num_ranks, gpu, waits).total for waits in (Waits(), row.waits)
+        )
         alone = alone or seconds
         print(
-            f"| {num_ranks} | {row['fill']:.3%} | {row['emptiest']:.2%} | {row['pairs']:.1f} "
-            f"| {row['spread']:.2%} | {row['imbalance']:.2%} | {row['pairs_imbalance']:.1%} "
-            f"| {seconds:.4f} s | {alone / seconds:.0%} |",
+            f"| {num_ranks} | {row.fill:.3%} | {row.emptiest:.2%} | {row.mean.pairs:.1f} | {row.spread:.2%} "
+            f"| {row.waits.towers:.2%} | {row.waits.pairs:.1%} | {seconds:.4f} s | {1 - even / seconds:.1%} "
+            f"| {alone / seconds:.0%} |",
             flush=True,
         )
 
 
-def simulate(config: RunConfig, lengths: np.ndarray, num_ranks: int, steps: int) -> dict[str, float]:
-    """What so many ranks' batches come to over some steps."""
-    budget = config.data.tokens_per_batch
-    compute, pairs, tokens = (np.empty((num_ranks, steps)) for _ in range(3))
+def simulate(config: RunConfig, pool: Sequence[DrawnSize], num_ranks: int, steps: int, gpu: Hardware) -> Row:
+    """Batches of so many ranks, each for itself."""
+    seconds, pairs, tokens, words = (np.empty((num_ranks, steps)) for _ in range(4))
     for rank in range(num_ranks):
         random = np.random.default_rng([1, rank])
-        for step, batch in zip(range(steps), batches(config, lengths, random), strict=False):
-            captions = random.choice(CAPTION_LENGTHS, len(batch))
-            compute[rank, step] = flops(config, batch, captions)
-            pairs[rank, step], tokens[rank, step] = len(batch), batch.sum()
-    fill = tokens / budget
-    return {
-        "fill": fill.mean(),
-        "emptiest": fill.min(),
-        "pairs": pairs.mean(),
-        "spread": pairs.std() / pairs.mean(),
-        "imbalance": (compute.max(axis=0) / compute.mean(axis=0) - 1).mean(),
-        "pairs_imbalance": (pairs.max(axis=0) / pairs.mean(axis=0) - 1).mean(),
-    }
-
-
-def batches(config: RunConfig, lengths: np.ndarray, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """Lengths of the images of each batch that one packer cuts."""
-    data = config.data
-    packer: Packer[int] = Packer(
-        data.tokens_per_batch, data.lookahead, data.exact_fill, data.max_images, data.max_text_tokens
+        for step, batch in zip(range(steps), batches(config, pool, random), strict=False):
+            lengths, captions = np.array(batch).T
+            pairs[rank, step], tokens[rank, step], words[rank, step] = (
+                len(batch),
+                lengths.sum(),
+                captions.sum(),
+            )
+            workload = Workload(
+                config.model, float(len(batch)), torch.tensor(lengths), float(captions.mean())
+            )
+            seconds[rank, step] = towers_time(config, workload, gpu)
+    fill = tokens / config.data.tokens_per_batch
+    kept = torch.tensor([size.num_kept for size in pool])
+    return Row(
+        mean=Workload(config.model, float(pairs.mean()), kept, float(words.sum() / pairs.sum())),
+        fill=fill.mean(),
+        emptiest=fill.min(),
+        spread=pairs.std() / pairs.mean(),
+        waits=Waits(towers=_imbalance(seconds), pairs=_imbalance(pairs)),
     )
+
+
+def batches(
+    config: RunConfig, pool: Sequence[DrawnSize], random: np.random.Generator
+) -> Iterator[list[Pair]]:
+    """Of one stream."""
+    data, context = config.data, config.model.text.context_length
+    patience = line_patience(data)
+    lines: Lines[Pair] = Lines(
+        lambda: Packer(
+            data.tokens_per_batch, data.lookahead, data.exact_fill, data.max_images, data.max_text_tokens
+        ),
+        patience,
+    )
+    to_skip = 0 if patience == math.inf else WARM_UP
     while True:
-        for length in random.choice(lengths, 4096).tolist():
-            packer.add(length, length)
-            while packer.ready:
-                yield np.array(packer.cut().lengths)
+        sizes = random.integers(len(pool), size=4096).tolist()
+        captions = np.minimum(random.choice(CAPTION_LENGTHS, 4096), context).tolist()
+        for number, caption in zip(sizes, captions, strict=True):
+            size = pool[number]
+            line = size.num_tokens if data.resolution.same_in_batch else 0
+            lines.add(line, Pair(size.num_kept, caption), size.num_kept, caption)
+            while batch := lines.cut():
+                if to_skip:
+                    to_skip -= 1
+                    continue
+                yield [
+                    pair._replace(image_tokens=length)
+                    for pair, length in zip(batch.items, batch.lengths, strict=True)
+                ]
 
 
-def flops(config: RunConfig, lengths: np.ndarray, captions: np.ndarray) -> float:
-    """Operations of both towers on one batch."""
-    model = config.model
-    images = image_tower_flops(model.image, torch.from_numpy(lengths), backward=True)
-    return images + text_tower_flops(model.text, model.image.width, torch.from_numpy(captions), backward=True)
-
-
-def seconds_of(config: RunConfig, lengths: np.ndarray, num_ranks: int, gpu: str, imbalance: float) -> float:
-    """Of a step, with the slowest rank's towers in the place of the mean ones."""
-    mean = round(float(np.mean(CAPTION_LENGTHS)))
-    workload = workload_of(config, torch.from_numpy(lengths), config.data.tokens_per_batch, mean)
-    time = step_time(config, workload, num_ranks, GPUS[gpu])
-    return replace(time, towers=time.towers * (1 + imbalance)).total
+def _imbalance(values: np.ndarray) -> float:
+    """The largest rank over the mean, less one, in the mean over steps; of [ranks, steps]."""
+    return float((values.max(axis=0) / values.mean(axis=0) - 1).mean())
 
 
 def image_sizes(arguments: argparse.Namespace) -> list[tuple[int, int]]:

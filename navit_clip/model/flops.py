@@ -10,7 +10,7 @@ so it costs the sum of their squares, not the square of their sum.
 
 from __future__ import annotations
 
-from jaxtyping import Int
+from jaxtyping import Int, Real
 from torch import Tensor
 
 from navit_clip.model.blocks import TransformerConfig
@@ -37,14 +37,14 @@ def image_tower_flops(
 
 
 def text_tower_flops(
-    config: TextTowerConfig, embedding_dim: int, lengths: Int[Tensor, " captions"], backward: bool = False
+    config: TextTowerConfig, embedding_dim: int, lengths: Real[Tensor, " captions"], backward: bool = False
 ) -> float:
     """Operations of the text tower on captions of these lengths.
 
     Args:
         config: the tower.
         embedding_dim: of the shared embedding.
-        lengths: tokens of each caption.
+        lengths: tokens of each caption, or of some in the mean.
         backward: as in `image_tower_flops`. Token embeddings are looked up, which costs no operation.
     """
     pooling = _pooling_flops(config, float(lengths.sum()), len(lengths)) if config.pooling == "map" else 0.0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.simulation import batches, simulate
 from navit_clip.cli import USAGE_ERROR
 from navit_clip.cli import main as navit_clip
 from navit_clip.config import load_config
@@ -23,9 +27,9 @@ from training.plan.memory import Memory, activation_bytes, loss_bytes, memory_of
 from training.plan.step_time import Waits, block_time, loss_time, step_time, towers_time
 from training.plan.supply import supply_of
 from training.plan.weights import Weights, all_weights, muon_weights, trained_weights
-from training.plan.workload import Workload, draw_lengths, typical_sizes, workload_of
+from training.plan.workload import Workload, draw_images, draw_lengths, typical_sizes, workload_of
 
-SIZE = {"width": 64, "depth": 4, "num_heads": 4, "mlp_dim": 256}
+SIZE: dict[str, Any] = {"width": 64, "depth": 4, "num_heads": 4, "mlp_dim": 256}
 IMAGES, CAPTIONS = [(8, 8)] * 3 + [(6, 8)] * 3, [16] * 3 + [12] * 3
 H100 = GPUS["h100"]
 LINEAR, OTHERS = 176_358_912, 26_459_138
@@ -376,6 +380,24 @@ def test_checkpoints_cost_a_forward_and_accumulation_another(root):
     assert step_time(checkpointed, of, 8, H100).towers == pytest.approx(4 / 3 * plain.towers)
     assert step_time(accumulated, of, 8, H100).towers == pytest.approx(2 * 4 / 3 * plain.towers)
     assert step_time(accumulated, of, 8, H100).model_flops == pytest.approx(2 * plain.model_flops)
+
+
+def test_the_simulation_packs_as_streams_do(root):
+    sides = ["data.resolution.kind=patches", "data.resolution.patches=[16,64]", "data.drop.rate=0.0"]
+    config = b16(
+        root, *sides, "data.resolution.same_in_batch=true", "data.tokens_per_batch=1024", "data.lookahead=4"
+    )
+    pool = draw_images(config, [(200, 200)], 64)
+    cut = list(islice(batches(config, pool, np.random.default_rng(0)), 20))
+    assert {len(batch) for batch in cut} == {16, 64}
+    assert all(len({pair.image_tokens for pair in batch}) == 1 for batch in cut)
+
+    capped = b16(root, "data.tokens_per_batch=4096", "data.max_text_tokens=256", "data.lookahead=4")
+    pool = draw_images(capped, typical_sizes(), 64)
+    row = simulate(capped, pool, num_ranks=4, steps=2, gpu=H100)
+    assert 256 - 22 < row.mean.text_tokens <= 256
+    assert row.mean.image_tokens < 0.6 * 4096
+    assert 0 < row.waits.towers < 1
 
 
 def test_a_plan_says_what_fits_and_what_does_not(root, capsys):
