@@ -186,11 +186,14 @@ def _search(arguments: argparse.Namespace) -> int:
                 f"{arguments.out}: vectors of {description.model}, made with other {name} than those of "
                 f"{arguments.model}; embed again into another folder"
             )
-    logits = model.logits(torch.from_numpy(vectors.rows), model.encode_text([arguments.search]))[:, 0]
-    best = logits.topk(min(arguments.top, len(logits)))
-    found = list(zip(best.values.sigmoid().tolist(), best.indices.tolist(), strict=True))
-    for probability, index in found:
-        print(f"{probability:8.3g}  {vectors.keys[index]}  {vectors.captions[index]}".rstrip())
+    rows, words = torch.from_numpy(vectors.rows), model.encode_text([arguments.search])
+    best = (rows @ words.T)[:, 0].topk(min(arguments.top, len(rows)))
+    scores = best.values  # of captions cosines: t' and b are learned of images and captions, and of no others
+    if description.kind == "images":
+        scores = model.logits(rows[best.indices], words)[:, 0].sigmoid()
+    found = list(zip(scores.tolist(), best.indices.tolist(), strict=True))
+    for score, index in found:
+        print(f"{score:#8.3g}  {vectors.keys[index]}  {vectors.captions[index]}".rstrip())
     if description.kind == "images":
         source = ImageSource(description.source, remote_config(arguments.remote))
         pictures = list(_pictures(source, [(vectors.keys[index], score) for score, index in found]))
@@ -217,7 +220,7 @@ def _pictures(
     for place, key in enumerate(source.keys):
         places.setdefault(key, place)  # one that is repeated in a shard is a fault, and was not embedded
     for number, (key, probability) in enumerate(found, start=1):
-        words = f"{number}.   {probability:.3g}\n{key}"
+        words = f"{number}.   {probability:#.3g}\n{key}"
         try:
             if key not in places:
                 raise SampleError("gone from the source", key)

@@ -237,7 +237,7 @@ def test_ranks_share_the_parts(model, shards, tmp_path):
     np.testing.assert_array_equal(two.rows, one.rows)
 
 
-def test_captions_of_shards_and_of_a_text_file(model, shards, tmp_path):
+def test_captions_of_shards_and_of_a_text_file(model, shards, tmp_path, capsys):
     main([str(model), str(tmp_path / "a"), "--captions", *shards[:2], *flags()])
     of_shards = read_vectors(tmp_path / "a")
     assert of_shards.keys[0] == "shard-000/sample00000#0"
@@ -247,6 +247,11 @@ def test_captions_of_shards_and_of_a_text_file(model, shards, tmp_path):
     of_file = read_vectors(tmp_path / "b")
     assert of_file.keys == ["1", "3"]
     np.testing.assert_allclose(of_file.rows[0], of_shards.rows[3], atol=1e-6)
+    capsys.readouterr()
+    main([str(model), str(tmp_path / "b"), "--search", "picture number 3"])
+    assert capsys.readouterr().out.split()[:2] == ["1.00", "1"], (
+        "a cosine: nothing says how likely two captions are"
+    )
 
 
 def test_search_ranks_as_the_model_does_and_draws_a_sheet(model, tmp_path, capsys):

@@ -75,7 +75,9 @@ def push(folder: Path, name: str, private: bool = False) -> str:
             ignore_patterns=[f"{RESULTS_FOLDER}/*"],  # of evaluations here, cached vectors among them
         )
     except AWAY as error:
-        raise ExportError(f"--push {name}: the hub does not take {folder}: {_reason(error)}") from error
+        raise ExportError(
+            f"--push {name}: {folder} is whole, and not on the hub: {_reason(error)}"
+        ) from error
     return str(address)
 
 
@@ -96,6 +98,8 @@ def _reason(error: BaseException) -> str:
         error, HfHubHTTPError
     ):
         return f"it cannot be reached ({_first_line(error)})"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return f"{_first_line(error)}; log in as who may write there (hf auth login, or HF_TOKEN)"
     return _first_line(error)
 
 

@@ -151,7 +151,7 @@ class CardFacts(NamedTuple):
     @property
     def address(self) -> str:
         """Where it will be, as open_clip and timm say it: local-dir:PATH or hf-hub:OWNER/MODEL."""
-        return f"hf-hub:{self.repository}" if self.repository else f"local-dir:{self.folder.resolve()}"
+        return f"hf-hub:{self.repository}" if self.repository else f"local-dir:{self.folder}"
 
 
 def model_card(config: ClipConfig, facts: CardFacts, verification: Verification) -> str:

@@ -230,7 +230,7 @@ def answer(error: Exception, cause: Exception | None = None):
 
 def test_a_push_without_a_network_says_so_and_leaves_the_folder(run, tmp_path, monkeypatch):
     with pytest.raises(
-        ExportError, match=r"--push someone/stamps: the hub does not take .*: offline mode is on"
+        ExportError, match=r"--push someone/stamps: .* is whole, and not on the hub: offline mode is on"
     ):
         export([str(run), str(tmp_path / "out"), "--push", "someone/stamps"])
     assert (tmp_path / "out" / "config.json").exists()
@@ -244,7 +244,7 @@ def test_a_push_without_a_network_says_so_and_leaves_the_folder(run, tmp_path, m
         monkeypatch.setattr(HfApi, "create_repo", answer(error))
         with pytest.raises(ExportError) as raised:
             push(tmp_path / "out", "someone/stamps")
-        assert str(raised.value).endswith(f"the hub does not take {tmp_path / 'out'}: {reason}")
+        assert str(raised.value).endswith(f"{tmp_path / 'out'} is whole, and not on the hub: {reason}")
 
 
 @pytest.mark.parametrize("name", ["stamps", "a/b/c", "someone/ends-with-.", "someone/two--dashes", ""])
