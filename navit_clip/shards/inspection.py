@@ -206,7 +206,7 @@ def _facts(found: Inspection, prediction: Prediction | None) -> Iterator[tuple[s
             f"images a batch of {prediction.tokens_per_batch:,} tokens",
         )
         yield f"{100 * np.mean(prediction.fill):.1f} %", "of the token budget filled, mean"
-    yield f"{found.faults.total:,}", "bad samples by captions and image headers; `shards validate` decodes"
+    yield f"{found.faults.total:,}", "bad samples, by captions and image headers"
 
 
 def _faults_table(faults: Faults) -> str:
