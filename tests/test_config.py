@@ -171,11 +171,16 @@ def test_a_mistake_is_named_by_its_dotted_key(tree, message):
     assert str(caught.value).startswith(f"run.yaml: {message}")
 
 
+def mistakes(kind: type, tree: dict) -> list[str]:
+    """The lines of the error."""
+    with pytest.raises(ConfigError) as caught:
+        build_config(kind, tree, "run.yaml")
+    return str(caught.value).split("\n  ")
+
+
 def test_all_mistakes_are_told_at_once():
     tree = {"imagee": {}, "image": {"widht": 3, "kind": "abs"}, "towers": [{"rate": "high"}, 3], "sides": [1]}
-    with pytest.raises(ConfigError) as caught:
-        build_config(Task, tree, "run.yaml")
-    assert str(caught.value).split("\n  ") == [
+    assert mistakes(Task, tree) == [
         "run.yaml:",
         "unknown key imagee; did you mean image?",
         "unknown key image.widht; did you mean width?",
@@ -185,9 +190,7 @@ def test_all_mistakes_are_told_at_once():
         "shards: required, and not set",
     ]
     del tree["imagee"], tree["image"]
-    with pytest.raises(ConfigError) as caught:
-        build_config(Run, tree, "run.yaml")
-    assert str(caught.value).split("\n  ") == [
+    assert mistakes(Run, tree) == [
         "run.yaml:",
         "towers[0].rate: expected float, found 'high'",
         "towers[1]: expected a mapping (width, kind, rate), found 3",

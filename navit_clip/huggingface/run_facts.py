@@ -69,21 +69,22 @@ def read_run_facts(path: Path, weights: str) -> RunFacts:
     """
     run = run_folder(path)
     settings = RunSettings(run) if run else None
-    recipe = [*_pairs_seen(run, path), *_recipe(settings)] if settings else []
+    at_step = list(_rows_of_step(run, path)) if run else []
+    recipe = [*_pairs_seen(at_step), *_recipe(settings)] if settings else []
     shards = settings.texts("data.shards") if settings else []
     model = resolve_model_folder(path).resolve()
     # An evaluation leaves its results where the model was said to be: at the run, the checkpoint, or there.
     places = dict.fromkeys(place for place in (run, path.resolve(), model.parent, model) if place)
     afterwards = list(_afterwards(places, weights))
     judged = {_what(record) for record in afterwards}
-    during = [row for row in _during(run, path) if _what(row) not in judged]
+    during = [row for row in at_step if "metrics" in row and "dataset" in row and _what(row) not in judged]
     newest = {(*_what(row), _how(row)): row for row in [*during, *afterwards]}
     return RunFacts(recipe, shards, list(newest.values()))
 
 
-def _pairs_seen(run: Path | None, path: Path) -> list[tuple[str, str]]:
+def _pairs_seen(at_step: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """As the metrics of the checkpoint's step have it: batches hold what fits, and a run may be stopped."""
-    seen = {row["pairs"] for row in _rows_of_step(run, path) if "pairs" in row}
+    seen = {row["pairs"] for row in at_step if "pairs" in row}
     return [("image-text pairs seen", f"{pairs:,}") for pairs in seen]
 
 
@@ -101,15 +102,8 @@ def _how(row: Mapping[str, Any]) -> str:
     return json.dumps([row.get("language"), row.get("protocol")], sort_keys=True)
 
 
-def _during(run: Path | None, path: Path) -> Iterator[dict[str, Any]]:
-    """What evaluation during the run found at the step of this checkpoint."""
-    return (row for row in _rows_of_step(run, path) if "dataset" in row and "metrics" in row)
-
-
-def _rows_of_step(run: Path | None, path: Path) -> Iterator[dict[str, Any]]:
-    """What a run's metrics have of the step of this checkpoint."""
-    if run is None:
-        return
+def _rows_of_step(run: Path, path: Path) -> Iterator[dict[str, Any]]:
+    """What a run's metrics have of the step of this checkpoint: of training, and of evaluation during it."""
     step = re.fullmatch(r"step-0*(\d+)", resolve_model_folder(path).parent.name)
     metrics = run / "metrics.jsonl"
     if step is None or not metrics.exists():
