@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import resource
+import signal
+import sys
+from itertools import count
 
 import pytest
 
@@ -14,6 +19,7 @@ from navit_clip.shards import building
 from navit_clip.shards.building import Build, build_shards
 from navit_clip.shards.manifest import read_manifest, sha256_of
 from tests.data_builders import encode_image, noise_picture
+from tests.ranks import exit_codes
 
 CAPTIONS = {f"{number}.png": [f"picture {number}", f"another of {number}"] for number in range(7)}
 
@@ -82,31 +88,49 @@ def test_other_columns_go_into_the_json(tmp_path, images):
     assert next(read_samples([str(tmp_path / "out")], "txt")).captions == ("a b",)
 
 
-def test_an_interrupted_build_ends_in_the_same_bytes(tmp_path, images, monkeypatch, capsys):
+def killed_at_file(number: int, out: str, words: list[str]) -> int:
+    """The command, which SIGKILL ends before it opens or renames its `number`th file in the folder `out`."""
+    files = count(1)
+
+    def watch(event, details):
+        own = event in ("open", "os.rename") and str(details[0]).startswith(out)
+        if own and next(files) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    return main(words)
+
+
+def killed_at_byte(number: int, out: str, words: list[str]) -> int:
+    """The command, which the system ends as it writes byte `number` of a file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
+    return main(words)
+
+
+def test_a_killed_build_ends_in_the_same_bytes_when_it_is_run_again(tmp_path, images, capsys):
     table = write_csv(tmp_path / "t.csv", [*rows(), ("missing.png", "x")])
-    whole, _ = build(images, table, tmp_path / "whole")
-    written, write = [], building._write
-
-    def interrupted(path, *arguments):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(path)
-        return write(path, *arguments)
-
-    monkeypatch.setattr(building, "_write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        build(images, table, tmp_path / "out")
-    found = read_manifest(tmp_path / "out")
-    assert found is not None
-    assert not found.complete
-    assert main(["shards", "validate", str(tmp_path / "out")]) == 1
-    assert "unfinished build" in capsys.readouterr().out
-    monkeypatch.setattr(building, "_write", write)
-    manifest, faults = build(images, table, tmp_path / "out")
-    assert manifest == whole
-    assert faults.counts == {"missing image": 1}
-    for name in ("manifest.json", *(shard.name for shard in whole.shards)):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    whole, _ = build(images, table, tmp_path / "whole", images_per_shard=4)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    left, ended = set(), None
+    kills = [(killed_at_byte, 3000), *((killed_at_file, number) for number in range(1, 100))]
+    for way, number in kills:
+        out = tmp_path / f"{way.__name__} {number}"
+        words = ["shards", "build", str(images), str(table), str(out), "--images-per-shard", "4"]
+        (ended,) = exit_codes(1, way, number, str(out), words)
+        if ended == 0:
+            break
+        assert ended == (-signal.SIGKILL if way == killed_at_file else -signal.SIGXFSZ)
+        left |= {path.name for path in out.iterdir()}
+        if (out / "00000.tar").exists():
+            assert main(["shards", "validate", str(out)]) == 1
+            assert "unfinished build" in capsys.readouterr().out
+        manifest, faults = build(images, table, out, images_per_shard=4)
+        assert manifest == whole
+        assert faults.counts == {"missing image": 1}
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+    assert ended == 0, "the last was not killed: there were no more files"
+    assert {".manifest.json.partial", ".00001.tar.partial", "00001.tar"} <= left
 
 
 def test_a_shard_that_is_lost_or_damaged_comes_back(tmp_path, images, monkeypatch):
@@ -205,20 +229,6 @@ def test_a_shard_has_a_sample_at_least(tmp_path, images, capsys):
     command = ["shards", "build", str(images), str(tmp_path / "t.csv"), str(tmp_path / "out")]
     assert main([*command, "--images-per-shard", "0"]) == 2
     assert "images_per_shard: expected at least 1, found 0" in capsys.readouterr().err
-
-
-def test_a_build_that_ended_before_its_first_shard_was_in_the_manifest_goes_on(tmp_path, images, monkeypatch):
-    table = write_csv(tmp_path / "t.csv", rows())
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(building, "ShardRecord", killed)
-    with pytest.raises(KeyboardInterrupt):
-        build(images, table, tmp_path / "out")
-    monkeypatch.undo()
-    build(images, table, tmp_path / "out")
-    check(tmp_path / "out")
 
 
 def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, images):
