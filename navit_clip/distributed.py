@@ -20,6 +20,8 @@ from torch import Tensor
 from navit_clip.errors import ConfigError, NavitClipError
 
 T = TypeVar("T")
+_FAILED = -1
+"""In the place of a count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +102,29 @@ class World:
             dist.all_reduce(total)
         return total
 
-    def counts(self, count: int) -> list[int]:
-        """How many rows each rank holds, in rank order."""
+    def counts(self, count: int, failure: NavitClipError | None = None) -> list[int]:
+        """How many rows each rank holds, in rank order.
+
+        Args:
+            count: of this rank.
+            failure: why this rank has none and cannot go on.
+
+        Raises:
+            NavitClipError: a rank cannot go on, so that none can: which and why, on all ranks alike.
+        """
         if self.size == 1:
+            if failure is not None:
+                raise failure
             return [count]
         gathered = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(gathered, torch.tensor([count]))
-        return torch.cat(gathered).tolist()
+        dist.all_gather(gathered, torch.tensor([count if failure is None else _FAILED]))
+        counts = torch.cat(gathered).tolist()
+        if _FAILED in counts:
+            rank = counts.index(_FAILED)
+            error = self.gather_objects(failure)[rank]
+            assert error is not None
+            raise type(error)(f"rank {rank}: {error}")
+        return counts
 
     @torch.no_grad()
     def gather_rows(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from navit_clip.batch import Batch
 from navit_clip.data import TrainLoader
 from navit_clip.data.transport import Transfer
 from navit_clip.distributed import World
-from navit_clip.errors import DivergenceError
+from navit_clip.errors import DivergenceError, NavitClipError
 from training.checkpoint import CheckpointWriter, Progress
 from training.config import RunConfig
 from training.engine import Engine
@@ -51,6 +52,7 @@ def train(
         world: the ranks.
 
     Raises:
+        DataError: a rank's samples are bad beyond the config's patience, or it cannot read them.
         DivergenceError: too many steps in a row had a gradient that is not finite.
     """
     step, pairs, skipped = progress.step, progress.pairs, progress.skipped
@@ -67,8 +69,8 @@ def train(
         share = learning_rate_share(config.schedule, pairs, config.pairs)
         learning_rate = config.optimizer.learning_rate * share
         with meter.waiting():
-            step_batches = [next(batches) for _ in range(config.engine.accumulation)]
-        counts = world.counts(sum(len(batch) for batch in step_batches))
+            step_batches, failure = _next_batches(batches, config.engine.accumulation)
+        counts = world.counts(sum(len(batch) for batch in step_batches), failure)
 
         on_device = [transfer(batch) for batch in step_batches]
         contrast = accumulate_gradient(engine, on_device, counts, config.loss, world)
@@ -111,6 +113,14 @@ def train(
                 evaluate(progress)
 
     return End(progress, stopped=stop.asked(world))
+
+
+def _next_batches(batches: Iterator[Batch], number: int) -> tuple[list[Batch], NavitClipError | None]:
+    """A step's batches; none, and the reason, where there are no more, for the other ranks wait for them."""
+    try:
+        return [next(batches) for _ in range(number)], None
+    except NavitClipError as error:
+        return [], error
 
 
 def is_due(every: int, step: int, pairs: int, total_pairs: int) -> bool:

@@ -203,15 +203,17 @@ _EVAL_ROW = ("dataset", "task", "metrics", "chance", "num_samples", "skipped", "
 
 
 def _say_counts(loader: TrainLoader, recorder: Recorder, world: World) -> None:
-    """What became of each source's samples. On the main rank alone, of its own: others may have failed."""
+    """What became of each source's samples, as far as batches came of them. The main rank's own alone."""
     whose = "samples" if world.size == 1 else "rank 0's samples"
     counts = loader.counts
+    if not counts["read"]:
+        return
     waiting = counts["read"] - counts["used"] - sum(counts["skipped"].values())
-    rest = f"; the other {waiting} waited for a batch when the run ended" if waiting else ""
-    recorder.say(f"{whose}: {counts_line(counts)}{rest}")
+    rest = f"; the other {waiting} waited for a batch" if waiting else ""
+    recorder.say(f"{whose} up to the last batch: {counts_line(counts)}{rest}")
     if len(loader.source_counts) > 1:
         for source, counts in loader.source_counts.items():
-            recorder.say(f"{whose} of {source}: {counts_line(counts)}")
+            recorder.say(f"{whose} of {source} up to the last batch: {counts_line(counts)}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ import pytest
 
 from navit_clip.cli import main
 from navit_clip.config import save_config
+from navit_clip.data.order import BlockOrder
 from tests.data_builders import encode_image, noise_picture, pair, write_shard, write_tar
 from tests.ranks import exit_codes
 from tests.training_builders import small_run
@@ -153,7 +154,7 @@ def test_bad_shards_are_counted_and_the_run_goes_on(tmp_path: Path):
     sources = f"data.shards=[{good},{cut},{broken}]"
     said = succeeds("train", tmp_path / "run.yaml", "pairs=250", "data.num_workers=2", sources)
     lines = said.splitlines()
-    (total,) = (line for line in lines if " samples: " in line)
+    (total,) = (line for line in lines if " samples up to the last batch: " in line)
     for cause in ("undecodable image", "empty caption", "no caption", "truncated shard"):
         assert cause in total
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -163,9 +164,44 @@ def test_bad_shards_are_counted_and_the_run_goes_on(tmp_path: Path):
     assert "truncated shard" not in {**counts[good]["skipped"], **counts[broken]["skipped"]}
     assert counts[broken]["used"] == 0 < counts[good]["used"]
     for source, of_source in counts.items():
-        (line,) = (line for line in lines if f"samples of {source}: " in line)
+        (line,) = (line for line in lines if f"samples of {source} up to the last batch: " in line)
         assert f"{of_source['used']} used" in line
         assert all(cause in line for cause in of_source["skipped"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "good", "error"),
+    [
+        (["data.max_consecutive_faults=30"], 30, "error: rank 1: 30 bad samples in a row; 30 skipped: "),
+        (["data.max_faults=20"], 30, "error: rank 1: max_faults reached: 20 skipped: "),
+        ([], 0, "every sample of the shards is bad; "),
+        ([], 1, None),
+    ],
+)
+def test_a_rank_whose_samples_are_bad_ends_all_with_one_error_or_goes_on(
+    tmp_path: Path, limits: list[str], good: int, error: str | None
+):
+    """Of two shards that are dealt whole, rank 1 begins with the bad one."""
+    config = small_run(tmp_path, pairs=12)
+    save_config(config, tmp_path / "run.yaml")
+    (shards := tmp_path / "some").mkdir()
+    write_shard(shards / "bad.tar", [{"__key__": str(n), "jpg": b"bad", "txt": "a"} for n in range(40)])
+    write_shard(shards / "good.tar", [pair(f"good{n}", n) for n in range(good)])
+    order = BlockOrder(num_shards=2, blocks_per_shard=1, seed=config.seed)
+    assert [order.shard(position) for position in range(4)] == [1, 0, 1, 0], "the bad one is number 0"
+    words = ["train", tmp_path / "run.yaml", f"data.shards=[{shards}]", "data.blocks_per_shard=1"]
+    done = forked(*words, *limits, ranks=2)
+    assert "Traceback" not in done.stderr
+    if error is None:
+        assert done.codes == [0, 0], done.stderr
+        return
+    assert done.codes == [2, 2], done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert len(set(errors)) == 1, "of all ranks alike"
+    assert error in errors[0]
+    assert "undecodable image" in errors[0]
+    assert "0 read" not in done.stdout + done.stderr
 
 
 def test_input_that_cannot_be_used_is_one_clear_line(tmp_path: Path):

@@ -119,7 +119,8 @@ def test_a_run_folder_holds_what_users_look_for(tmp_path: Path):
     assert tokenizer.vocab_size <= config.model.text.vocab_size
     assert "Train Epoch: 0 [" in (run / "out.log").read_text()
     assert re.search(
-        r"samples: \d+ read, .*; the other \d+ waited for a batch", (run / "out.log").read_text()
+        r"samples up to the last batch: \d+ read, .*; the other \d+ waited for a batch",
+        (run / "out.log").read_text(),
     )
     assert "512, and the tokenizer has" in (run / "out.log").read_text()
     assert list((run / "tensorboard").iterdir())
