@@ -3,8 +3,8 @@
     python -m benchmarks.scaling_curves
 
 H100s, ZeRO 1, bf16, captions of 16 tokens. Every setting has to fit by the same model. Efficiency is a step
-of 8 ranks over a step of so many, without waiting for the slowest rank. The second table has 1024 GPUs on
-other networks.
+of 8 ranks over a step of so many, without waiting for the slowest rank. The second table has 1024 GPUs with
+other adapters.
 """
 
 from __future__ import annotations
@@ -58,8 +58,6 @@ SETTINGS = (
 )
 ADAPTERS = (50e9, 25e9, 12.5e9)
 """Bytes a second and GPU, by the sheet."""
-HOPS = (15e-6, 50e-6)
-"""Seconds between two hosts."""
 
 
 def main() -> None:
@@ -101,15 +99,14 @@ def main() -> None:
 
 
 def print_networks(gpu: Hardware) -> None:
-    """Efficiency at 1024 GPUs by what a GPU's adapter and a hop between hosts are."""
-    networks = [(adapter, hop) for adapter in ADAPTERS for hop in HOPS]
-    names = [f"{adapter / 1e9:g} GB/s, {hop * 1e6:.0f} us" for adapter, hop in networks]
+    """Efficiency at 1024 GPUs by what a GPU's adapter is."""
+    names = [f"{adapter / 1e9:g} GB/s" for adapter in ADAPTERS]
     print(f"\n| setting | {' | '.join(names)} |\n{'|---' * (1 + len(names))}|")
     for setting in SETTINGS:
         config, workload = planned(setting)
         cells = []
-        for adapter, hop in networks:
-            other = replace(gpu, network_rate=NETWORK_REACHED * adapter, host_latency=hop)
+        for adapter in ADAPTERS:
+            other = replace(gpu, network_rate=NETWORK_REACHED * adapter)
             node, many = (step_time(config, workload, ranks, other).total for ranks in (8, 1024))
             cells.append(f"{node / many:.0%}")
         print(f"| {setting.name} | {' | '.join(cells)} |")

@@ -20,8 +20,6 @@ from torch import Tensor
 from navit_clip.errors import ConfigError, NavitClipError
 
 T = TypeVar("T")
-_FAILED = -1
-"""In the place of a count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,29 +100,26 @@ class World:
             dist.all_reduce(total)
         return total
 
-    def counts(self, count: int, failure: NavitClipError | None = None) -> list[int]:
-        """How many rows each rank holds, in rank order.
+    def gather_numbers(self, *numbers: int) -> Callable[[], list[list[int]]]:
+        """Starts to gather every rank's few numbers between hosts, while devices and hosts go on.
 
-        Args:
-            count: of this rank.
-            failure: why this rank has none and cannot go on.
-
-        Raises:
-            NavitClipError: a rank cannot go on, so that none can: which and why, on all ranks alike.
+        Returns:
+            What waits for them: a list for each rank, in rank order.
         """
         if self.size == 1:
-            if failure is not None:
-                raise failure
-            return [count]
-        gathered = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(gathered, torch.tensor([count if failure is None else _FAILED]))
-        counts = torch.cat(gathered).tolist()
-        if _FAILED in counts:
-            rank = counts.index(_FAILED)
-            error = self.gather_objects(failure)[rank]
-            assert error is not None
-            raise type(error)(f"rank {rank}: {error}")
-        return counts
+            return lambda: [list(numbers)]
+        gathered = torch.empty(self.size, len(numbers), dtype=torch.int64)
+        work = dist.all_gather(list(gathered), torch.tensor(numbers), async_op=True)
+
+        def wait() -> list[list[int]]:
+            work.wait()
+            return gathered.tolist()
+
+        return wait
+
+    def counts(self, count: int) -> list[int]:
+        """How many rows each rank holds, in rank order."""
+        return [count for (count,) in self.gather_numbers(count)()]
 
     @torch.no_grad()
     def gather_rows(

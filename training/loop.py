@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
-from navit_clip.batch import Batch
 from navit_clip.data import TrainLoader
-from navit_clip.data.transport import Transfer
 from navit_clip.distributed import World
-from navit_clip.errors import DivergenceError, NavitClipError
+from navit_clip.errors import DivergenceError
 from training.checkpoint import CheckpointWriter, Progress
 from training.config import RunConfig
 from training.engine import Engine
+from training.feed import Feed
 from training.gradient import accumulate_gradient
 from training.metrics import Meter, Recorder, samples_row
 from training.schedule import learning_rate_share
@@ -47,7 +46,7 @@ def train(
         checkpoints: saves the run on the way and at its end.
         recorder: takes the metrics.
         evaluate: judges the model as it is after a step and records the scores; all ranks call it.
-        stop: whether to save and leave after this step.
+        stop: whether to save and leave; what comes while a step's end is awaited is heeded after the next.
         progress: where to start.
         world: the ranks.
 
@@ -63,24 +62,26 @@ def train(
         evaluate(progress)
         return End(progress, stopped=stop.asked(world))
     meter = Meter(config, world)
-    batches, transfer = iter(loader), Transfer(world.device)
+    feed = Feed(loader, config.engine.accumulation, stop, world)
+    with meter.waiting():
+        feed.fetch()
 
     while pairs < config.pairs:
         share = learning_rate_share(config.schedule, pairs, config.pairs)
         learning_rate = config.optimizer.learning_rate * share
-        with meter.waiting():
-            step_batches, failure = _next_batches(batches, config.engine.accumulation)
-        counts = world.counts(sum(len(batch) for batch in step_batches), failure)
-
-        on_device = [transfer(batch) for batch in step_batches]
-        contrast = accumulate_gradient(engine, on_device, counts, config.loss, world)
-        applied = engine.step(learning_rate)
-
+        on_host, on_device, counts = feed.take()
         step += 1
         pairs += sum(counts)
+
+        contrast = accumulate_gradient(engine, on_device, counts, config.loss, world)
+        if pairs < config.pairs:
+            with meter.waiting():
+                feed.fetch()  # for the next step: a GPU has yet to compute what was launched for this one
+        applied = engine.step(learning_rate)
+
         skipped = 0 if applied else skipped + 1
         progress = Progress(step, pairs, skipped)
-        meter.add(step_batches, contrast, applied)
+        meter.add(on_host, contrast, applied)
         if not applied:
             recorder.say(f"step {step}: the gradient is not finite; skipped on all ranks, {skipped} in a row")
         if skipped >= config.engine.max_skipped_steps:
@@ -90,8 +91,8 @@ def train(
                 "optimizer.learning_rate or a longer schedule.warmup_pairs"
             )
 
-        stopped = stop.asked(world) and pairs < config.pairs
         finished = pairs >= config.pairs
+        stopped = not finished and feed.stopped()
         saves = finished or stopped or step % config.checkpoint.every == 0
         evaluates = finished or is_due(config.evaluate_every, step, pairs, config.pairs)
 
@@ -113,14 +114,6 @@ def train(
                 evaluate(progress)
 
     return End(progress, stopped=stop.asked(world))
-
-
-def _next_batches(batches: Iterator[Batch], number: int) -> tuple[list[Batch], NavitClipError | None]:
-    """A step's batches; none, and the reason, where there are no more, for the other ranks wait for them."""
-    try:
-        return [next(batches) for _ in range(number)], None
-    except NavitClipError as error:
-        return [], error
 
 
 def is_due(every: int, step: int, pairs: int, total_pairs: int) -> bool:

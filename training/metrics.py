@@ -32,6 +32,9 @@ from training.utilisation import model_flops, peak_flops
 logger = logging.getLogger("navit_clip")
 LOG_FORMAT = logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%Y-%m-%d,%H:%M:%S")
 
+Moment = Any
+"""Seconds of the host's clock, or an event of a GPU's."""
+
 MOST_OFF = 0.05
 """Share by which `data.images_per_epoch` may miss what an epoch has."""
 
@@ -47,10 +50,10 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the time inside as waiting for data."""
-        start = time.perf_counter()
+        """Counts the time inside as waiting for data, but for what the device still computed then."""
+        start = _now(self._world.device)
         yield
-        self._waited += time.perf_counter() - start
+        self._waits.append((start, _now(self._world.device)))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -86,7 +89,8 @@ class Meter:
         """Means over all ranks, t and b as they are now, since the last call; all ranks call it together."""
         seconds = time.perf_counter() - self._start
         own = [self._batches, self._pairs, self._squared_pairs, self._image_tokens, self._whole_tokens]
-        own += [self._text_tokens, self._flops, self._waited, seconds, float(self._loss) / self._steps]
+        waited = sum(_seconds_between(start, end) for start, end in self._waits)
+        own += [self._text_tokens, self._flops, waited, seconds, float(self._loss) / self._steps]
         totals = self._world.sum(torch.tensor(own, dtype=torch.float64)).tolist()
         batches, pairs, squared_pairs, image_tokens, whole_tokens, *totals = totals
         text_tokens, flops, waited, rank_seconds, loss = totals
@@ -118,9 +122,26 @@ class Meter:
         self._steps = self._skipped = 0
         self._batches = self._pairs = self._squared_pairs = 0
         self._image_tokens = self._whole_tokens = self._text_tokens = self._longest_wait = 0
-        self._flops = self._waited = 0.0
+        self._flops = 0.0
+        self._waits: list[tuple[Moment, Moment]] = []
         self._loss: torch.Tensor | float = 0.0
         self._start = time.perf_counter()
+
+
+def _now(device: torch.device) -> Moment:
+    """On a GPU, when it is done with all that it was given so far."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    moment = torch.cuda.Event(enable_timing=True)
+    moment.record(torch.cuda.current_stream(device))
+    return moment
+
+
+def _seconds_between(start: Moment, end: Moment) -> float:
+    if isinstance(start, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def _memory(device: torch.device) -> float:

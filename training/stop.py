@@ -34,6 +34,11 @@ class StopRequest:
         """The same on all ranks, which call this together; a few bytes between hosts."""
         return any(world.counts(int(self._asked)))
 
+    @property
+    def here(self) -> bool:
+        """Whether this rank was."""
+        return self._asked
+
     def ask(self, *_: object) -> None:
         """From now on, on this rank. May come from a signal, or from another thread."""
         self._asked = True

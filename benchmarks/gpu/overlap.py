@@ -47,8 +47,8 @@ def overlap_rows(size: str, world: World) -> dict[str, Measure]:
 def overlap_row(size: str, on: str, workers: int, world: World) -> dict[str, Any]:
     """The mean over steps that come after as many as may have been waiting, ready, for the first one.
 
-    `data_wait` is the share of time in which there was no batch. The copy to the device, and what else the
-    loader's workers take from the step, show in `milliseconds`, beside those of the step without a loader.
+    `data_wait` is the share of time in which the GPU had nothing to do for want of a batch. What the loader's
+    workers take from the step shows in `milliseconds`, beside those of the step without a loader.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -51,6 +51,15 @@ class LoaderState(TypedDict):
     workers: list[StreamState]
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A batch that may have to wait for its turn, and where the loader is once that has come."""
+
+    batch: Batch
+    worker: int
+    state: StreamState
+
+
 class TrainLoader:
     """One rank's batches without end.
 
@@ -99,6 +108,12 @@ class TrainLoader:
         }
 
     def __iter__(self) -> Iterator[Batch]:
+        for fetched in self.fetch():
+            self.hand_out(fetched)
+            yield fetched.batch
+
+    def fetch(self) -> Iterator[Fetched]:
+        """The same batches ahead of their turns: the loader stays where it is until each is handed out."""
         num_workers = len(self._state["workers"])
         first = self._state["next_worker"]
         # DataLoader asks its workers in turn, beginning with the first: let that one be whose turn it is.
@@ -107,10 +122,12 @@ class TrainLoader:
         for turn, handed in enumerate(self._data_loader(states, blocks.number)):
             if isinstance(handed, NavitClipError):
                 raise handed
-            worker = (first + turn) % num_workers
-            self._state["workers"][worker] = handed.state
-            self._state["next_worker"] = (worker + 1) % num_workers
-            yield handed.parcel.open()
+            yield Fetched(handed.parcel.open(), (first + turn) % num_workers, handed.state)
+
+    def hand_out(self, fetched: Fetched) -> None:
+        """A batch's turn has come: the next one of those that were fetched."""
+        self._state["workers"][fetched.worker] = fetched.state
+        self._state["next_worker"] = (fetched.worker + 1) % len(self._state["workers"])
 
     def state(self) -> LoaderState:
         """Where to go on after the last batch handed out."""

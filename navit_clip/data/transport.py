@@ -237,23 +237,26 @@ class _Opened(pickle.Unpickler):
 
 
 class Transfer:
-    """Copies batches to a device; on a GPU on a stream of its own.
+    """Copies batches to a device; on a GPU on a stream of its own, beside what the device computes.
 
-    The stream that uses the batch waits for the copy, the host does not: it goes on to the next batch of the
-    step, and launches what computes. No batch is taken from the loader before its turn, so the loader's state
-    says what was trained on; the host has read the norm of the step before by then, so a step's first copy
-    comes after that step.
+    The stream that uses a batch waits for its copy, the host does not.
     """
 
     def __init__(self, device: torch.device):
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, batch: Batch) -> Batch:
+    def start(self, batch: Batch) -> Batch:
+        """The batch on the device, where it is yet to arrive."""
         if self._stream is None:
             return batch.to(self._device)
         with torch.cuda.stream(self._stream):
-            moved = batch.to(self._device)
+            return batch.to(self._device)
+
+    def arrived(self, moving: Batch) -> Batch:
+        """The same for the stream that now computes, once all copies that were started have come there."""
+        if self._stream is None:
+            return moving
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
 
@@ -261,7 +264,7 @@ class Transfer:
             tensor.record_stream(current)  # its memory is not reused before this stream is done with it
             return tensor
 
-        return map_tensors(moved, in_use)
+        return map_tensors(moving, in_use)
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> UInt8[Tensor, " bytes"]:

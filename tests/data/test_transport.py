@@ -48,7 +48,8 @@ def check_arrives(device: torch.device) -> None:
     transfer = Transfer(device)
     for number in range(20):
         batch = some_batch(number)
-        moved = transfer(Parcel.of(batch).pin_memory().open() if device.type == "cuda" else batch)
+        sent = Parcel.of(batch).pin_memory().open() if device.type == "cuda" else batch
+        moved = transfer.arrived(transfer.start(sent))
         assert moved.keys == batch.keys
         for sent, arrived in zip(tensors_of(batch), tensors_of(moved), strict=True):
             assert arrived.device.type == device.type
@@ -155,7 +156,8 @@ def test_the_training_process_does_no_more_for_more_images():
             num_calls += event in ("call", "c_call")
 
         sys.setprofile(count)
-        moved = Transfer(torch.device("cpu"))(pickle.loads(sent).open())
+        transfer = Transfer(torch.device("cpu"))
+        moved = transfer.arrived(transfer.start(pickle.loads(sent).open()))
         sys.setprofile(None)
         assert len(moved.keys) == size
         del first
@@ -202,7 +204,7 @@ def test_blocks_that_are_used_again_arrive_on_a_gpu():
     work = torch.ones(4096, 4096, device=device)
     for batch in handed_over(received, SIZES, pin_memory=True):
         work = work @ work / 4096
-        moved.append(transfer(batch))
+        moved.append(transfer.arrived(transfer.start(batch)))
     assert len(received) <= 5
     for number, (batch, size) in enumerate(zip(moved, SIZES, strict=True)):
         check_equal(batch.to("cpu"), some_batch(number, size))

@@ -174,15 +174,24 @@ def test_the_most_is_held_at_one_of_three_times():
         weights=1.0,
         moments=2.0,
         buffers=4.0,
+        batches=64.0,
         gradients=(0.0, 0.0, 0.0),
         activations=0.0,
         image_activations=0.0,
         loss=0.0,
         host=99.0,
     )
-    assert replace(nothing, activations=8.0, loss=16.0, gradients=(32.0, 0.0, 0.0)).peak == 63
-    assert replace(nothing, image_activations=8.0, loss=16.0, gradients=(0.0, 32.0, 0.0)).peak == 63
-    assert replace(nothing, gradients=(0.0, 0.0, 32.0)).peak == 39
+    assert replace(nothing, activations=8.0, loss=16.0, gradients=(32.0, 0.0, 0.0)).peak == 127
+    assert replace(nothing, image_activations=8.0, loss=16.0, gradients=(0.0, 32.0, 0.0)).peak == 127
+    assert replace(nothing, gradients=(0.0, 0.0, 32.0)).peak == 103
+
+
+def test_the_batches_of_two_steps_are_on_the_device(root):
+    """Of 1000 images of 64 patches: 768 bytes and two numbers a patch; 16 words, a number each."""
+    for number in (1, 3):
+        config = b16(root, f"engine.accumulation={number}")
+        of = with_lengths(config, [64] * 1000, 16)
+        assert memory_of(config, of, 8).batches == 2 * number * 1000 * (64 * (768 + 8) + 16 * 4)
 
 
 def test_the_loss_keeps_rows_and_a_tile(root):
@@ -307,20 +316,21 @@ def test_all_wait_for_the_slowest_rank_and_for_the_hosts(root):
     waiting = step_time(config, of, 1024, H100, Waits(towers=0.01, pairs=0.06))
     assert waiting.towers == pytest.approx(1.01 * even.towers)
     assert waiting.loss == pytest.approx(1.06 * even.loss)
-    assert even.hosts == pytest.approx(2 * 1023 * 15e-6)
-    assert even.total == even.towers + even.loss + even.exchange + even.optimizer + even.hosts
-    assert step_time(config, of, 1, H100).hosts == 0
+    assert even.hosts == 0, "half of the towers' time is longer than 1023 hops of 15 us"
+    slow = step_time(config, of, 4096, replace(H100, host_latency=50e-6))
+    assert slow.hosts == pytest.approx(4095 * 50e-6 - 0.5 * slow.towers)
+    assert slow.total == slow.towers + slow.loss + slow.exchange + slow.optimizer + slow.hosts
 
 
 def test_what_weak_scaling_says_of_so400m(root):
-    """The row of docs/scaling.md with checkpoints at 384 px: 228 images of 576 patches fit, 92 % at 1024."""
+    """The row of docs/scaling.md with checkpoints at 384 px: 228 images of 576 patches fit, 94 % at 1024."""
     model = f"model.from={root}/configs/model/so400m16.yaml"
     config = b16(root, model, "model.image.checkpoint_blocks=true")
     of = with_lengths(config, [576] * 228, 16)
     assert memory_of(config, of, 8).peak < H100.memory
     node, many = (step_time(config, of, ranks, H100).total for ranks in (8, 1024))
     assert node == pytest.approx(1.09, abs=0.01)
-    assert node / many == pytest.approx(0.915, abs=0.005)
+    assert node / many == pytest.approx(0.94, abs=0.005)
 
 
 def test_the_precision_of_the_towers_is_that_of_their_rates(root):

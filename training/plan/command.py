@@ -92,8 +92,8 @@ def plan(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardwa
         f"from storage; {supply.shards:,} shards to see each sample once, at least {supply.fewest_shards} "
         "to feed all workers",
         "",
-        "| ZeRO | weights | moments | gradients | activations | loss | buffers | peak | step |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| ZeRO | weights | moments | gradients | activations | batches | loss | buffers | peak | step |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(_row(config, stage, workload, num_ranks, hardware) for stage in STAGES),
     ]
 
@@ -147,6 +147,7 @@ def _row(config: RunConfig, stage: int, workload: Workload, num_ranks: int, hard
         memory.moments,
         max(memory.gradients),
         memory.activations,
+        memory.batches,
         memory.loss,
         memory.buffers,
     )

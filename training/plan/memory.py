@@ -19,6 +19,7 @@ from training.plan.workload import Workload
 
 BUCKET = 5e8
 """Numbers in each of DeepSpeed's buffers for gradients on their way: its default, which stays."""
+INT32 = 4
 LIVE = 1e9
 """Weights that DeepSpeed's ZeRO-3 keeps gathered from their first use to their last, likewise."""
 
@@ -37,6 +38,8 @@ class Memory:
     activations: float
     """All that backward needs of one batch, both towers."""
     image_activations: float
+    batches: float
+    """Pixels, positions and words of the step that is computed and, already, of the next one."""
     loss: float
     """Of embeddings, ours and those that travel, their gradients, and a tile of comparisons."""
     buffers: float
@@ -48,7 +51,7 @@ class Memory:
     def peak(self) -> float:
         """At the end of forward, between the towers' backwards, or at the end."""
         first, between, last = self.gradients
-        return (self.weights + self.moments + self.buffers) + max(
+        return (self.weights + self.moments + self.buffers + self.batches) + max(
             first + self.activations + self.loss, between + self.image_activations + self.loss, last
         )
 
@@ -78,6 +81,7 @@ def memory_of(config: RunConfig, workload: Workload, num_ranks: int, device_type
         gradients=gradient_bytes(config, num_ranks, device_type),
         activations=image + text,
         image_activations=image,
+        batches=2 * engine.accumulation * batch_bytes(workload),
         loss=loss_bytes(workload, num_ranks, device_type),
         buffers=buffer_bytes(engine, trained, device_type),
         host=host,
@@ -98,8 +102,14 @@ def activation_bytes(config: RunConfig, workload: Workload, name: Tower, device_
     # Embeddings and positions, the last norm, and pooling's values, weighted and not.
     ends = tokens * tower.width * (4 * FP32 + (HALF if half else 0))
     if name == "image":
-        ends += tokens * 3 * config.model.image.patch_size**2 * (1 + FP32 + (HALF if half else 0))
+        ends += tokens * 3 * config.model.image.patch_size**2 * (FP32 + (HALF if half else 0))
     return blocks + ends
+
+
+def batch_bytes(workload: Workload) -> float:
+    """As it comes from the loader: a token's pixels as bytes and its position, a word's number."""
+    pixels = 3 * workload.model.image.patch_size**2
+    return workload.image_tokens * (pixels + 2 * INT32) + workload.text_tokens * INT32
 
 
 def block_bytes(tower: TransformerConfig, half: bool, device_type: str) -> float:

@@ -26,9 +26,9 @@ NEW_COPIES = {0: (0, 0), 1: (2, 2), 2: (2, 2), 3: (5, 4)}
 much as a rank's share takes: from profiles of one rank on a CPU."""
 HOOKS = {0: 0, 1: 1, 2: 1, 3: 2}
 """How often a stage's Python takes `hook_time` for a tensor."""
-HOST_EXCHANGES = 2
-"""All-gathers between hosts that each step of the training loop waits for: the ranks' numbers of pairs, and
-whether one was asked to stop."""
+HOSTS_OVERLAPPED = 0.5
+"""Share of the towers' time behind which hosts tell each other of the next step: they begin when all of this
+one's towers is launched. How early that is is a guess: no GPU was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class StepTime:
     """Of gradients and weights, as far as nothing hides it."""
     optimizer: float
     hosts: float
-    """Of what the ranks' hosts tell each other."""
+    """Of what the ranks' hosts tell each other, as far as nothing hides it."""
     model_flops: float
     """Operations on real tokens, nothing computed twice."""
 
@@ -87,7 +87,7 @@ def step_time(
         exchange=max(0.0, exchange - OVERLAPPED[stage] * towers),
         optimizer=optimizer_time(own, trained.total, stage, offloads, hardware)
         + HOOKS[stage] * hardware.hook_time * count_tensors(config),
-        hosts=host_time(num_ranks, hardware),
+        hosts=max(0.0, host_time(num_ranks, hardware) - HOSTS_OVERLAPPED * towers),
         model_flops=batches * workload.flops(_trained(config)),
     )
 
@@ -206,7 +206,7 @@ def optimizer_time(own: float, trained: int, stage: int, offloads: bool, hardwar
 
 def host_time(num_ranks: int, hardware: Hardware) -> float:
     """Gloo's all-gather is a ring: what each rank says reaches the last one after as many hops as others."""
-    return HOST_EXCHANGES * (num_ranks - 1) * hardware.host_latency
+    return (num_ranks - 1) * hardware.host_latency
 
 
 def uncounted(config: RunConfig) -> list[str]:
