@@ -1,4 +1,4 @@
-"""HTTP and S3 servers and a hub on loopback that misbehave: answers have, in turn, a bad network's faults."""
+"""HTTP, S3 and GCS servers and a hub on loopback, whose answers have, in turn, faults of a bad network."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from werkzeug.serving import make_server
 
@@ -21,6 +22,7 @@ FAULTS = ("drop", "stall", "503", "short", "cut")
 Other numbers are answers, too.
 """
 HUB_DATASET = "someone/something"
+GCS_BUCKET = "data"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -63,6 +65,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
             self.close_connection = fault == "cut"
 
+    def _say(self, what: Any):
+        body = json.dumps(what).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def log_message(self, format: str, *args: Any):
         pass
 
@@ -93,13 +103,36 @@ class _Hub(_Handler):
             for file in files
         ]
 
-    def _say(self, what: Any):
-        body = json.dumps(what).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+
+class _Gcs(_Handler):
+    """What gcsfs asks of Google Cloud Storage: the objects of a bucket, what each is, and its bytes."""
+
+    def do_GET(self):
+        url = urlsplit(self.path)
+        objects = {path.name: path for path in sorted(Path(self.server.folder).iterdir())}
+        place, _, name = url.path.partition(f"/b/{GCS_BUCKET}/o")
+        if place.startswith("/download"):
+            self.path = name
+            super().do_GET()
+        elif not name:
+            prefix = parse_qs(url.query).get("prefix", [""])[0]
+            self._say({"items": [_object(path) for path in objects.values() if path.name.startswith(prefix)]})
+        elif path := objects.get(name.removeprefix("/")):
+            self._say(_object(path))
+        else:
+            self.send_error(404)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    return {"bucket": GCS_BUCKET, "name": path.name, "size": str(len(data)), "etag": str(zlib.crc32(data))}
+
+
+@contextmanager
+def gcs_server(folder: Path, faults: Sequence[str | None] = (None,)) -> Iterator[str]:
+    """Google Cloud Storage whose only bucket, `GCS_BUCKET`, has a folder's files. Faults hit their bytes."""
+    with http_server(folder, faults, handler=_Gcs) as url:
+        yield url
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shlex
 import subprocess
@@ -70,11 +71,12 @@ def find_remote(pattern: str, config: RemoteConfig) -> list[str]:
     """The URLs that a URL means: itself, or with a `*`, or a slash at its end, what is found there.
 
     Raises:
-        DataError: the place cannot be asked; a command is not allowed.
+        DataError: the place cannot be asked; a command is not allowed; a package is missing.
     """
     if pattern.startswith(PIPE):
         _command(pattern, config)
         return [pattern]
+    _check_package(pattern)
     if pattern.endswith("/"):
         pattern += "*.tar"
     if "*" not in pattern:
@@ -222,13 +224,16 @@ def _cause(error: Exception, url: str) -> BaseException:
 
 def _is_gone(error: BaseException) -> bool:
     """Whether no retry helps."""
-    if (status := getattr(error, "status", None)) is not None:
-        return status in _GONE
-    return isinstance(error, FileNotFoundError | PermissionError)
+    for name in ("status", "code"):  # as aiohttp and as gcsfs call it
+        if (status := getattr(error, name, None)) is not None:
+            return status in _GONE
+    forbidden = str(error).startswith("Forbidden:")  # gcsfs's 403
+    return forbidden or isinstance(error, FileNotFoundError | PermissionError)
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _command(url: str, config: RemoteConfig) -> list[str]:
@@ -246,27 +251,34 @@ def _command(url: str, config: RemoteConfig) -> list[str]:
 
 
 def _file_system(url: str, config: RemoteConfig) -> tuple[Any, str]:
-    protocol = url.partition("://")[0]
-    package = _PACKAGES.get(protocol)
-    if package and importlib.util.find_spec(package) is None:
-        raise DataError(f"{url}: {protocol} needs the package {package}: pip install 'navit-clip[remote]'")
+    protocol = _check_package(url)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs is in our errors
     try:
         return fsspec.core.url_to_fs(url, **_timeouts(protocol, config.timeout))
     except (ValueError, ImportError) as error:
         raise DataError(f"{url}: {error}") from error
 
 
+def _check_package(url: str) -> str:
+    """A URL's protocol, where what fsspec needs for it is there."""
+    protocol = url.partition("://")[0]
+    package = _PACKAGES.get(protocol)
+    if package and importlib.util.find_spec(package) is None:
+        raise DataError(f"{url}: {protocol} needs the package {package}: pip install 'navit-clip[remote]'")
+    return protocol
+
+
 def _timeouts(protocol: str, seconds: float) -> dict[str, Any]:
     """How each backend is told to wait no longer, and to leave the retries to us."""
-    if protocol in ("http", "https"):
+    if protocol in ("http", "https", "gs"):
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=None, connect=seconds, sock_connect=seconds, sock_read=seconds)
-        return {"client_kwargs": {"timeout": timeout}}
+        return {"requests_timeout": timeout} if protocol == "gs" else {"client_kwargs": {"timeout": timeout}}
     if protocol == "s3":
         retries = {"total_max_attempts": 1}
         return {"config_kwargs": {"connect_timeout": seconds, "read_timeout": seconds, "retries": retries}}
-    return {"requests_timeout": seconds} if protocol == "gs" else {}
+    return {}
 
 
 def _lock_of(partial: Path) -> Path:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 
 import fsspec
@@ -22,7 +23,7 @@ from navit_clip.data.shards import find_shards
 from navit_clip.data.tar_index import OpenShards
 from navit_clip.errors import ConfigError, DataError
 from tests.data_builders import draws_of, small_tokenizer, write_pairs
-from tests.servers import FAULTS, HUB_DATASET, http_server, hub_server, s3_server
+from tests.servers import FAULTS, GCS_BUCKET, HUB_DATASET, gcs_server, http_server, hub_server, s3_server
 
 SIZES = [5, 1, 6]
 KEYS = {f"shard-{shard:03d}/sample{number:05d}" for number, shard in enumerate([0] * 5 + [1] + [2] * 6)}
@@ -105,6 +106,37 @@ def test_from_s3_every_sample_comes_once_an_epoch(tmp_path, folder, faults, monk
         check_exactly_once(folder, ["s3://data/"], settings)
         with pytest.raises(DataError, match=r"shard s3://data/none.tar is not there, or not for us"):
             open_remote("s3://data/none.tar", settings)
+
+
+@contextmanager
+def gcs(folder, faults, monkeypatch):
+    """Google Cloud Storage that gs:// reaches."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks over gRPC what kind a bucket is
+    with gcs_server(folder, faults) as url:
+        options = {"endpoint_url": url, "token": "anon", "skip_instance_cache": True}
+        monkeypatch.setitem(fsspec.config.conf, "gs", options)
+        yield
+
+
+def test_from_gcs_every_sample_comes_once_an_epoch(tmp_path, folder, monkeypatch):
+    # Some that gcsfs answers with its own retries, which take a second each, and some that are left to ours.
+    with gcs(folder, [*[None] * 5, "drop", "stall", "short", "cut"], monkeypatch):
+        settings = config(tmp_path)
+        shards = find_shards([f"gs://{GCS_BUCKET}/*.tar"], settings)
+        assert [shard.path for shard in shards] == [f"gs://{GCS_BUCKET}/shard-00{n}.tar" for n in range(3)]
+        check_exactly_once(folder, [f"gs://{GCS_BUCKET}/"], settings)
+        with pytest.raises(DataError, match=r"shard gs://data/none.tar is not there, or not for us"):
+            open_remote(f"gs://{GCS_BUCKET}/none.tar", settings)
+
+
+@pytest.mark.parametrize("answer", ["401", "403", "404"])
+def test_what_gcs_does_not_give_out_is_an_error_at_once(tmp_path, folder, answer, monkeypatch, caplog):
+    url = f"gs://{GCS_BUCKET}/shard-000.tar"
+    refused = rf"^shard {url} is not there, or not for us: .*$"
+    with gcs(folder, [answer], monkeypatch), pytest.raises(DataError, match=refused) as caught:
+        open_remote(url, config(tmp_path, wait=60.0))
+    assert "\n" not in str(caught.value)
+    assert not caplog.records, "all is in the error"
 
 
 @pytest.fixture
@@ -323,7 +355,7 @@ def test_a_protocol_that_is_unknown_or_needs_a_package_says_so(tmp_path, monkeyp
         open_remote("nowhere://a/b.tar", config(tmp_path))
     monkeypatch.setitem(remote._PACKAGES, "gs", "no_such_package")
     with pytest.raises(DataError, match=r"gs needs the package no_such_package: pip install"):
-        open_remote("gs://a/b.tar", config(tmp_path))
+        find_shards(["gs://a/b.tar"], config(tmp_path))
 
 
 def test_a_hub_that_cannot_be_reached_is_named(tmp_path):
