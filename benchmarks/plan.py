@@ -7,8 +7,10 @@ Each case trains in processes of its own, one a rank, in fp32 on images of 224 p
 through the training loop's own step. Memory is the most that rank 0 held beyond what it held before the
 model was made, in a run in which freed memory goes back at once; time is that of a run that keeps it, after
 two steps to warm up. The machine's rates are those that `--gpu this` takes, on as many threads as a rank has,
-by as many processes at once as there are ranks. They are taken before and after every step, since they may
-change from minute to minute, and a step stands beside the mean of what the two plan; medians of all steps.
+by as many processes at once as there are ranks. They are taken before and after every two steps, since they
+may change from minute to minute, and the second of these stands beside the mean of what the two plan; medians
+of all. The first is not timed: a virtual machine may have given away what memory was free for some seconds,
+and gets it back slowly, where steps that follow each other find it.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class Found(NamedTuple):
     seconds: list[float]
     """Of each step."""
     hardware: list[Hardware]
-    """Before the first step and after each."""
+    """Before the first step and after each that is timed."""
 
 
 def main() -> None:
@@ -150,6 +152,7 @@ def train(world: World, trial: Trial) -> Found:
     world.barrier()
     hardware, seconds = [measured_here(load, world, config.engine.precision)], []
     for _ in range(trial.steps):
+        step()
         world.barrier()
         start = time.perf_counter()
         step()

@@ -30,6 +30,10 @@ from training.shares import Shares
 OFFLOADS_FROM = {"none": 0, "cpu": 1, "nvme": 3}
 """The ZeRO stage from which on DeepSpeed keeps the optimizer's state in a place of its own."""
 
+BUCKET = 50_000_000
+"""Numbers that ZeRO exchanges at once; a larger weight goes alone. DeepSpeed's default, ten times as many,
+has room for all of most towers: no gradient would leave before the last, and two buffers would take 4 GB."""
+
 EXCHANGED_IN_HALF = (torch.nn.Linear, Linear)
 """Layers whose weights and gradients ranks exchange in the precision of the products. DeepSpeed asks for a
 module's very class; what it does not find here (norms, embeddings, the pooling's query) goes in fp32."""
@@ -268,7 +272,7 @@ class Engine:
 
 def deepspeed_config(config: EngineConfig, uses_muon: bool = False) -> dict[str, Any]:
     """DeepSpeed's own settings for ours."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": BUCKET}
     if uses_muon and config.zero_stage == 3:
         zero["reduce_scatter"] = False  # DeepSpeed's Muon does not go with it there
     if config.offload_optimizer != "none":

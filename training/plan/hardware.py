@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -40,8 +40,8 @@ class Hardware:
     gelu_rate: float
     """Those of GELU, likewise."""
     fresh_rate: float
-    """Bytes a second of memory that was just obtained, written for the first time: a CPU's system clears it
-    page by page, where a GPU's allocator keeps what was freed."""
+    """Those written to memory that was just obtained: a CPU's system clears it page by page, and takes it
+    back when it is freed, where a GPU's allocator keeps it."""
     hook_time: float
     """Seconds of DeepSpeed's Python for each of the model's tensors at ZeRO 1; a GPU's host runs ahead."""
     memory: float
@@ -98,7 +98,7 @@ def _gpu(name: str, bf16: float, fp32: float, memory: float, gib: int, links: fl
         memory_rate=MEMORY_REACHED * memory,
         norm_rate=MEMORY_REACHED * memory,
         gelu_rate=MEMORY_REACHED * memory,
-        fresh_rate=math.inf,
+        fresh_rate=MEMORY_REACHED * memory,
         hook_time=0.0,
         memory=USABLE * gib * GIB,
         node_size=8,
@@ -203,12 +203,21 @@ def _gelu_rate(tokens: int, hidden: int) -> float:
 
 
 def _fresh_rate(numbers: int = 2**26) -> float:
-    """Of filling far more than an allocator keeps."""
-    return FP32 * numbers / _seconds(lambda: torch.ones(numbers))
+    """Of filling memory that comes from the system and goes back there.
+
+    An allocator might have a hole of that size, and be several times as fast.
+    """
+
+    def obtain_and_fill() -> None:
+        pages = mmap.mmap(-1, int(FP32) * numbers, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        torch.frombuffer(pages, dtype=torch.float32).fill_(1.0)
+
+    return FP32 * numbers / _seconds(obtain_and_fill)
 
 
-def _exchange_rate(world: World, numbers: int = 2**22) -> float:
-    """Of a ring that sums over ranks: each number leaves a rank twice, less its share."""
+def _exchange_rate(world: World, numbers: int = 2**25) -> float:
+    """Of a ring that sums over ranks: each number leaves a rank twice, less its share. Far more than caches
+    hold, as gradients are."""
     values = torch.zeros(numbers)
     return 2 * (1 - 1 / world.size) * FP32 * numbers / _seconds(lambda: world.sum(values))
 

@@ -13,15 +13,22 @@ from navit_clip.loss.comparisons import TILE
 from navit_clip.model import TOWERS, Tower
 from navit_clip.model.blocks import TransformerConfig
 from training.config import RunConfig
-from training.engine import EngineConfig
-from training.plan.weights import FP32, HALF, Weights, all_weights, muon_weights, trained_weights
+from training.engine import BUCKET, EngineConfig
+from training.plan.passes import LIVE
+from training.plan.weights import (
+    FP32,
+    HALF,
+    Weights,
+    all_weights,
+    largest_weight,
+    muon_weights,
+    trained_weights,
+)
 from training.plan.workload import Workload
 
-BUCKET = 5e8
-"""Numbers in each of DeepSpeed's buffers for gradients on their way: its default, which stays."""
+JOINED = 5e8
+"""Numbers that DeepSpeed joins at ZeRO 0 to sum them over ranks, in one vector at a time."""
 INT32 = 4
-LIVE = 1e9
-"""Weights that DeepSpeed's ZeRO-3 keeps gathered from their first use to their last, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,7 @@ def memory_of(config: RunConfig, workload: Workload, num_ranks: int, device_type
     held = every.total / num_ranks if stage == 3 else every.total
     stepped = trained.total / (num_ranks if stage else 1)
     # Whole weights: gathered at stage 3, in fp32 whatever they travel in, and what autocast has cast.
-    gathered = FP32 * min(every.total, LIVE) if stage == 3 else 0
+    gathered = FP32 * min(every.total, LIVE) if stage == 3 and num_ranks > 1 else 0
     cast = HALF * trained.linear if half else 0
     copy = FP32 * stepped if stage else 0
     moments = (2 * FP32 - FP32 * muon_weights(config) / trained.total) * stepped
@@ -140,44 +147,54 @@ def loss_bytes(workload: Workload, num_ranks: int, device_type: str) -> float:
 
 
 def gradient_bytes(config: RunConfig, num_ranks: int, device_type: str) -> tuple[float, float, float]:
-    """When backward begins, when it is done with the text tower, and at its end.
+    """When backward begins, when it is done with the text tower, and at its end or in the step after it.
 
     At ZeRO 0 and 1 they lie with the weights until backward is done. At 1 they then move to DeepSpeed's
-    buffer, at 2 they come to lie there at once; a bucket is copied to be summed, and then the rank's share
-    lies beside it. At 3 shares have their place from the start. What is accumulated stays.
+    bucket, at 2 they go there at once; when it is full a copy is summed, and what belongs to the rank moves
+    on to its share. At 3 shares have their place from the start. From 1 on a step has its share twice: in
+    slices and flat. What is accumulated stays.
     """
     engine = config.engine
     trained, text = trained_weights(config), trained_weights(config, "text").total
     every, share = FP32 * trained.total, FP32 * trained.total / num_ranks
-    half, accumulates = engine.precision == "bf16", engine.accumulation > 1
-    summed = summed_bytes(trained, engine.zero_stage, half, num_ranks)
-    if engine.zero_stage == 3:
-        return share, share, share + summed
+    summed = summed_bytes(config, trained, num_ranks)
+    accumulates, on_cpu = engine.accumulation > 1, device_type == "cpu"
+    if engine.zero_stage == 3:  # gloo, a CPU's, shares out a sum of all, in another copy
+        return share, share, share + max(share, 2 * summed if on_cpu else summed)
     if engine.zero_stage == 0:
         kept = every if accumulates else 0.0
         return kept, max(kept, FP32 * text), every + summed
-    # A CPU gives a buffer pages as they are written; a GPU's is whole, and counted with the buffers.
-    in_text, in_all = (
-        FP32 * min(BUCKET, number) if device_type == "cpu" else 0.0 for number in (text, trained.total)
-    )
     if engine.zero_stage == 1:
         kept = every if accumulates else 0.0
-        return kept, max(kept, FP32 * text), max(every, in_all + max(share, summed))
+        moved = FP32 * min(BUCKET, trained.total)
+        last = every + (summed if on_cpu else max(0.0, max(share, summed) - moved))
+        return kept, max(kept, FP32 * text), max(last, 2 * share)
     kept = share if accumulates else 0.0
-    return kept, kept + in_text, kept + in_all + max(share, summed)
+    # A CPU gives memory its pages as they are written; a GPU's is whole, a bucket's counted with the buffers.
+    (in_text, of_text), (in_all, of_all) = (
+        (
+            FP32 * min(BUCKET, numbers) if on_cpu else 0.0,
+            min(share, FP32 * (numbers - BUCKET) if on_cpu else share) if numbers > BUCKET else 0.0,
+        )
+        for numbers in (text, trained.total)
+    )
+    last = in_all + max(share, of_all + summed)
+    return kept, kept + in_text + of_text, kept + max(last, 2 * share)
 
 
-def summed_bytes(trained: Weights, stage: int, half: bool, num_ranks: int) -> float:
+def summed_bytes(config: RunConfig, trained: Weights, num_ranks: int) -> float:
     """Copies of a bucket of gradients that are made to sum it over ranks; one kind of weights at a time.
 
     One rank flattens nothing at ZeRO 0 to 2; at 1 and 2 a bucket that travels in half precision is cast.
     """
+    stage = config.engine.zero_stage
     flat = FP32 if num_ranks > 1 else 0.0
     if stage == 0:
-        return flat * min(BUCKET, trained.total)
-    if not half:
-        return (FP32 if stage == 3 else flat) * min(BUCKET, trained.total)
-    linear, others = min(BUCKET, trained.linear), min(BUCKET, trained.others)
+        return flat * min(JOINED, trained.total)
+    most = max(BUCKET, largest_weight(config))
+    if config.engine.precision == "fp32":
+        return (FP32 if stage == 3 else flat) * min(most, trained.total)
+    linear, others = min(most, trained.linear), min(most, trained.others)
     if stage == 3:
         return max(HALF * linear, FP32 * others)
     return max((flat + HALF) * linear, flat * others)
@@ -188,12 +205,12 @@ def buffer_bytes(engine: EngineConfig, trained: Weights, device_type: str) -> fl
 
     In bf16 there are two, one for each kind of weights: both of fp32 at 1 and 2, each of what it sends at 3.
     """
-    half, bucket = engine.precision == "bf16", int(BUCKET)
+    half = engine.precision == "bf16"
     if not engine.zero_stage or (engine.zero_stage < 3 and device_type == "cpu"):
         return 0.0  # a CPU's are counted with the gradients
     if engine.zero_stage < 3:
         return (2 if half else 1) * FP32 * BUCKET
     if device_type == "cpu":
-        linear, others = min(bucket, trained.linear), min(bucket, trained.others)
-        return Weights(linear, others).exchanged(half) if half else FP32 * min(bucket, trained.total)
-    return Weights(bucket, bucket).exchanged(half) if half else FP32 * BUCKET
+        linear, others = min(BUCKET, trained.linear), min(BUCKET, trained.others)
+        return Weights(linear, others).exchanged(half) if half else FP32 * min(BUCKET, trained.total)
+    return Weights(BUCKET, BUCKET).exchanged(half) if half else FP32 * BUCKET

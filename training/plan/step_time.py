@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from navit_clip.model import TOWERS, Tower
 from navit_clip.model.blocks import TransformerConfig
 from training.config import RunConfig
+from training.engine import BUCKET, EngineConfig
 from training.plan.hardware import GELU_PASSES, NORM_PASSES, Hardware
-from training.plan.memory import BUCKET, LIVE
+from training.plan.memory import JOINED
+from training.plan.passes import Passes, gathers, passes_of
 from training.plan.weights import FP32, HALF, Weights, all_weights, count_tensors, trained_weights
 from training.plan.workload import Workload
 
@@ -21,9 +23,6 @@ OVERLAPPED = {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.8}
 """Share of the towers' time behind which a ZeRO stage hides what it exchanges: DeepSpeed overlaps by
 default at stage 3 alone, where the first weights still have to be there before anything can start. How much
 that leaves is a guess: no GPU was measured."""
-NEW_COPIES = {0: (0, 0), 1: (2, 2), 2: (2, 2), 3: (5, 4)}
-"""How often a stage writes memory that it has only just obtained, as much as all trained weights take and as
-much as a rank's share takes: from profiles of one rank on a CPU."""
 HOOKS = {0: 0, 1: 1, 2: 1, 3: 2}
 """How often a stage's Python takes `hook_time` for a tensor."""
 HOSTS_OVERLAPPED = 0.5
@@ -75,17 +74,16 @@ def step_time(
     towers = batches * towers_time(config, workload, hardware) * (1 + waits.towers)
     loss = loss_time(batches * workload.pairs, workload.model.image.width, num_ranks, hardware)
     depth = sum(getattr(config.model, name).depth for name in TOWERS)
-    sent = exchange_bytes(stage, batches, engine.precision == "bf16", every, trained)
+    on_cpu = hardware.name == "this"
+    sent = exchange_bytes(engine, every, trained, on_cpu)
     exchange = exchange_time(
         stage, sent, (every if stage == 3 else trained).total, depth, num_ranks, hardware
     )
-    own = trained.total / (num_ranks if stage else 1)
-    offloads = engine.offload_optimizer != "none"
     return StepTime(
         towers=towers,
         loss=loss * (1 + waits.pairs),  # all stand behind the rank with most pairs, at every hop
         exchange=max(0.0, exchange - OVERLAPPED[stage] * towers),
-        optimizer=optimizer_time(own, trained.total, stage, offloads, hardware)
+        optimizer=passes_time(passes_of(engine, every, trained, num_ranks, on_cpu), hardware)
         + HOOKS[stage] * hardware.hook_time * count_tensors(config),
         hosts=max(0.0, host_time(num_ranks, hardware) - HOSTS_OVERLAPPED * towers),
         model_flops=batches * workload.flops(_trained(config)),
@@ -155,20 +153,21 @@ def loss_time(pairs: float, dim: int, num_ranks: int, hardware: Hardware) -> flo
     return num_ranks * max(work, journey) + journey
 
 
-def exchange_bytes(stage: int, batches: int, half: bool, every: Weights, trained: Weights) -> float:
+def exchange_bytes(engine: EngineConfig, every: Weights, trained: Weights, on_cpu: bool) -> float:
     """That a rank sends, but for its own share of them.
 
     ZeRO 0 sums gradients over ranks in fp32; 1 and 2 sum the whole of them, too (DeepSpeed's
     `use_multi_rank_bucket_allreduce`), and gather weights in fp32; 3 sends each rank its share alone and
-    gathers weights, once for both passes as long as all may stay. 2 and 3 do it for each batch of a step.
+    gathers weights, once for both passes as long as all may stay; gloo, which CPUs use, sums whole gradients
+    there, too. 2 and 3 do it for each batch of a step.
     """
-    gradients, weights = trained.exchanged(half), every.exchanged(half)
+    half, stage, batches = engine.precision == "bf16", engine.zero_stage, engine.accumulation
+    gradients = trained.exchanged(half)
     if stage == 0:
         return 2 * FP32 * trained.total
     if stage < 3:
         return 2 * gradients * (batches if stage == 2 else 1) + FP32 * trained.total
-    gathers = (1 if every.total <= LIVE else 2) + (batches > 1)
-    return batches * (gradients + gathers * weights)
+    return (2 if on_cpu else 1) * batches * gradients + gathers(engine, every) * every.exchanged(half)
 
 
 def exchange_time(
@@ -184,24 +183,16 @@ def exchange_time(
     rate = hardware.node_rate
     if num_ranks > hardware.node_size:
         rate = min(rate, hardware.network_rate * hardware.node_size)
-    hops = 2 * math.log2(num_ranks) * hardware.latency * max(1.0, numbers / BUCKET)
+    at_once = BUCKET if stage else JOINED
+    hops = 2 * math.log2(num_ranks) * hardware.latency * max(1.0, numbers / at_once)
     if stage == 3:
         hops *= 3 * depth
     return sent * (num_ranks - 1) / num_ranks / rate + hops
 
 
-def optimizer_time(own: float, trained: int, stage: int, offloads: bool, hardware: Hardware) -> float:
-    """The norm reads gradients, clipping reads and writes them, AdamW reads four numbers and writes three.
-
-    From ZeRO 1 on gradients are copied out of backward, into a buffer, out of it into the rank's share and
-    there into one flat vector, and weights out of their flat copy; at stage 3 weights are gathered, besides.
-    Where the optimizer is offloaded its steps are the host's, and not counted.
-    """
-    passes = (1 + 2 + (0 if offloads else 7)) * own
-    passes += (4 * trained + 6 * own if stage else 0) + (2 * trained if stage == 3 else 0)
-    of_all, of_own = NEW_COPIES[stage]
-    fresh = of_all * trained + of_own * own
-    return FP32 * (passes / hardware.memory_rate + fresh / hardware.fresh_rate)
+def passes_time(passes: Passes, hardware: Hardware) -> float:
+    """Seconds of what goes through the memory."""
+    return passes.passed / hardware.memory_rate + passes.fresh / hardware.fresh_rate
 
 
 def host_time(num_ranks: int, hardware: Hardware) -> float:

@@ -52,6 +52,14 @@ def count_tensors(config: RunConfig) -> int:
         return sum(1 for _ in TwoTowers(config.model).parameters())
 
 
+def largest_weight(config: RunConfig) -> int:
+    """The numbers of the largest that is trained: DeepSpeed exchanges it whole, whatever a bucket holds."""
+    with torch.device("meta"):
+        model = TwoTowers(config.model)
+    freeze_towers(config.optimizer, model)
+    return max(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
 def muon_weights(config: RunConfig) -> int:
     """Those that Muon trains, where AdamW does not."""
     if config.optimizer.kind != "muon":
