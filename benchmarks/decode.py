@@ -1,6 +1,6 @@
 """How fast images become patches, beside open_clip's training transform; and what speed costs in quality.
 
-    python benchmarks/decode.py SHARD.tar ...
+    python benchmarks/decode.py SHARD.tar ... [--tokens 65536]
 
 One process, one core, the same images in the same order. open_clip's transform makes 224 x 224 of each; ours
 draws a side from 64 to 256 px for each, decodes, resizes and cuts it, and does the same once more for a
@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("shards", nargs="+", help="patterns of tar files")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=0, help="how many to take; 0 takes all")
+    tokens_help = "the loader's tokens a batch; each batch costs it something beside its images"
+    parser.add_argument("--tokens", type=int, default=4096, help=tokens_help)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = {sample.key: sample.image for sample in read_samples(arguments.shards)}
@@ -82,7 +84,7 @@ def main() -> None:
     decibels = [quality(data, side) for data, side in zip(images, sides, strict=True)]
     low, median = np.percentile(decibels, [5, 50])
     print(f"PSNR: median {median:.1f} dB, 5th percentile {low:.1f} dB (wanted 35 and 28)")
-    print_loader(arguments.shards, found, len(images), arguments.rounds)
+    print_loader(arguments.shards, found, len(images), arguments.rounds, arguments.tokens)
 
 
 def patches_of_tokens(data: bytes, num_tokens: int) -> object:
@@ -108,9 +110,17 @@ def quality(data: bytes, side: int) -> float:
     return 10 * np.log10(255**2 / max(error, 1e-9))
 
 
-def print_loader(shards: list[str], images: Mapping[str, bytes], number: int, rounds: int) -> None:
+def print_loader(
+    shards: list[str], images: Mapping[str, bytes], number: int, rounds: int, tokens: int
+) -> None:
     """Wall and CPU time, in turns: the loader's two workers, and two processes without a loader."""
-    config = DataConfig(shards=shards, caption_key="json.classname", resolution=SIDES, num_workers=2)
+    config = DataConfig(
+        shards=shards,
+        caption_key="json.classname",
+        resolution=SIDES,
+        tokens_per_batch=tokens,
+        num_workers=2,
+    )
     loader = TrainLoader(config, train_tokenizer(["a"], 512), PATCH_SIZE, 16, seed=0)
     batches = iter(loader)
     next(batches)

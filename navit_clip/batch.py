@@ -55,16 +55,19 @@ class PackableImage(Protocol):
         ...
 
     @property
+    def position(self) -> Int32[np.ndarray, "tokens 2"]:
+        """Row and column of each kept patch in the full grid."""
+        ...
+
+    @property
     def patch_dim(self) -> int: ...
 
     def __len__(self) -> int:
         """The number of patches that are kept."""
         ...
 
-    def write(
-        self, pixels: UInt8[np.ndarray, "tokens patch_dim"], position: Int32[np.ndarray, "tokens 2"]
-    ) -> None:
-        """Writes the patches that are kept, and where in the grid each was."""
+    def write(self, pixels: UInt8[np.ndarray, "tokens patch_dim"]) -> None:
+        """Writes the patches that are kept."""
         ...
 
 
@@ -85,12 +88,9 @@ class Patches:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def write(
-        self, pixels: UInt8[np.ndarray, "tokens patch_dim"], position: Int32[np.ndarray, "tokens 2"]
-    ) -> None:
+    def write(self, pixels: UInt8[np.ndarray, "tokens patch_dim"]) -> None:
         """Copies them."""
         pixels[:] = self.pixels
-        position[:] = self.position
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +120,10 @@ class PackedImages:
         offsets = offsets_of(lengths)
         patches = empty((sum(lengths), images[0].patch_dim), dtype=torch.uint8)
         position = empty((sum(lengths), 2), dtype=torch.int32)
-        pixels, places = patches.numpy(), position.numpy()
+        np.concatenate([image.position for image in images], out=position.numpy())
+        pixels = patches.numpy()
         for image, (start, end) in zip(images, pairwise(offsets.tolist()), strict=True):
-            image.write(pixels[start:end], places[start:end])
+            image.write(pixels[start:end])
         return cls(
             patches=patches,
             position=position,

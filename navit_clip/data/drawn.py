@@ -18,7 +18,7 @@ from navit_clip.data.config import DataConfig
 from navit_clip.data.draws import Random
 from navit_clip.data.dropping import num_kept
 from navit_clip.data.images import EncodedImage
-from navit_clip.data.patches import write_pixels, write_position
+from navit_clip.data.patches import positions_of, write_pixels
 from navit_clip.errors import SampleError
 
 
@@ -93,6 +93,10 @@ class DrawnImage:
         return self.size.grid
 
     @property
+    def position(self) -> Int32[np.ndarray, "kept 2"]:
+        return positions_of(self.grid, self._kept)
+
+    @property
     def patch_dim(self) -> int:
         return self._patch_size**2 * 3
 
@@ -119,9 +123,7 @@ class DrawnImage:
         """Keeps what was written, which is not decoded again."""
         self._held = pixels.copy()
 
-    def write(
-        self, pixels: UInt8[np.ndarray, "kept patch_dim"], position: Int32[np.ndarray, "kept 2"]
-    ) -> None:
+    def write(self, pixels: UInt8[np.ndarray, "kept patch_dim"]) -> None:
         """Decodes, resizes and cuts; where the image is bad, it sets `fault` instead."""
         if isinstance(self._held, EncodedImage):
             try:
@@ -130,7 +132,6 @@ class DrawnImage:
                 self.fault = error.alone()
         else:
             pixels[:] = self._held
-        write_position(position, self.grid, self._kept)
 
     def thinned(self, number: int, random: np.random.Generator) -> DrawnImage:
         """The same with a random `number` of its patches, in their order."""
@@ -142,8 +143,9 @@ class DrawnImage:
         return thinned
 
     def _decode(self, encoded: EncodedImage, pixels: UInt8[np.ndarray, "kept patch_dim"]) -> None:
-        patch_size, grid, view = self._patch_size, self.grid, self.size.view
+        _, view, (rows, columns), _ = self.size
         # Of the whole picture, as many pixels as give the crop enough.
-        height, width = (math.ceil(side * patch_size / view.scale) for side in grid)
-        picture = view.of(encoded.decode(at_least=(height, width)))
-        write_pixels(pixels, picture, patch_size, grid, self._kept)
+        height = math.ceil(rows * self._patch_size / view.scale)
+        width = math.ceil(columns * self._patch_size / view.scale)
+        picture = encoded.decode(at_least=(height, width))
+        write_pixels(pixels, view.of(picture), self._patch_size, (rows, columns), self._kept)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -154,5 +155,13 @@ def draw_kept(num_patches: int, rate: float, random: Random) -> Int64[np.ndarray
     """Which patches stay: ascending numbers below `num_patches`."""
     kept = num_kept(num_patches, rate)
     if kept == num_patches:
-        return np.arange(num_patches)
+        return _every(num_patches)
     return np.sort(random.choice(num_patches, kept, replace=False))
+
+
+@lru_cache(maxsize=1024)
+def _every(num_patches: int) -> Int64[np.ndarray, " patches"]:
+    """The numbers of all patches; there are few lengths, and many images of each."""
+    numbers = np.arange(num_patches)
+    numbers.setflags(write=False)
+    return numbers

@@ -29,6 +29,9 @@ MAX_PIXELS = 178_000_000
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
 """One of them stands in every file that may say how the picture is turned: in EXIF, or in XMP."""
+_START_OF_SCAN = b"\xff\xda"
+_SEGMENTS = frozenset((*range(0xC0, 0xD0), *range(0xDB, 0xFF)))
+"""Markers of what says how long it is."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION_TAG = 0x0112
 _TURNED = (5, 6, 7, 8)
@@ -103,9 +106,9 @@ class EncodedImage:
         Raises:
             SampleError: "undecodable image".
         """
+        if all(at_least) and self._decodes_fast and (pixels := self._jpeg(*at_least)) is not None:
+            return pixels
         with _pillow():
-            if all(at_least) and self._decodes_fast and (pixels := self._jpeg(*at_least)) is not None:
-                return pixels
             return _rgb(ImageOps.exif_transpose(self._image or _opened(self._data)))
 
     def _jpeg(self, height: int, width: int) -> UInt8[np.ndarray, "height width 3"] | None:
@@ -132,13 +135,24 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
     Pillow takes every table of a header apart, which takes as long as a twentieth of decoding.
     """
-    if not data.startswith(_JPEG) or any(mark in data for mark in _ORIENTATION_MARKS):
+    if not data.startswith(_JPEG):
+        return None
+    before_scan = data[: _start_of_scan(data)]
+    if any(mark in before_scan for mark in _ORIENTATION_MARKS):
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
     return (int(height), int(width)) if colors in ("YCbCr", "Gray") else None
+
+
+def _start_of_scan(data: bytes) -> int:
+    """Where a JPEG's pixels begin, past all that is said of them; its end where the segments are unusual."""
+    place, last = 2, len(data) - 4
+    while place <= last and data[place] == 0xFF and data[place + 1] in _SEGMENTS:
+        place += 2 + (data[place + 2] << 8 | data[place + 3])
+    return place if data[place : place + 2] == _START_OF_SCAN else len(data)
 
 
 def _opened(data: bytes) -> Image.Image:

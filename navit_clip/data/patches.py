@@ -51,10 +51,8 @@ def cut_grid(
     """
     numbers = np.arange(grid[0] * grid[1]) if kept is None else kept
     pixels = np.empty((len(numbers), patch_size * patch_size * 3), np.uint8)
-    position = np.empty((len(numbers), 2), np.int32)
     write_pixels(pixels, image, patch_size, grid, numbers)
-    write_position(position, grid, numbers)
-    return Patches(pixels, position, grid)
+    return Patches(pixels, positions_of(grid, numbers), grid)
 
 
 def write_pixels(
@@ -77,12 +75,10 @@ def write_pixels(
         places[:] = patches[np.divmod(kept, columns)]
 
 
-def write_position(
-    position: Int32[np.ndarray, "kept 2"], grid: tuple[int, int], kept: Int64[np.ndarray, " kept"]
-) -> None:
-    """Row and column of each kept patch, into memory that is there."""
+def positions_of(grid: tuple[int, int], kept: Int64[np.ndarray, " kept"]) -> Int32[np.ndarray, "kept 2"]:
+    """Row and column of each kept patch."""
     every = _positions(grid)
-    position[:] = every if len(kept) == len(every) else every[kept]
+    return every if len(kept) == len(every) else every[kept]
 
 
 @lru_cache(maxsize=1024)

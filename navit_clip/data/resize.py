@@ -62,8 +62,8 @@ def resize(image: UInt8[np.ndarray, "height width 3"], height: int, width: int) 
     """Bilinear with antialiasing, in integers, as torchvision resizes bytes on a CPU."""
     if image.shape[:2] == (height, width):
         return image
-    # A view whose channels lie together: the layout for which torch has its fast kernel. The batch axis
-    # must be there first: else its stride is not what torch looks for, and the result comes in planes.
-    planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
+    # A view whose channels lie together: the layout for which torch has its fast kernel. Indexing with None
+    # gives the batch axis another stride than torch looks for, and the result would come in planes.
+    planes = torch.from_numpy(image.reshape(1, *image.shape).transpose(0, 3, 1, 2))
     resized = F.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
+    return resized.numpy().transpose(0, 2, 3, 1)[0]

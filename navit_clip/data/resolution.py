@@ -132,8 +132,10 @@ class ResolutionConfig:
 
     def sides(self, images_seen: float) -> tuple[int, int]:
         """The range of sides after so many images."""
-        begun = [stage for stage in self.stages if stage.from_images <= images_seen]
-        return (begun[-1].min_side, begun[-1].max_side) if begun else (self.min_side, self.max_side)
+        for stage in reversed(self.stages):
+            if stage.from_images <= images_seen:
+                return stage.min_side, stage.max_side
+        return self.min_side, self.max_side
 
     def grid(self, height: int, width: int, patch_size: int, num_tokens: int) -> tuple[int, int]:
         """Rows and columns of an image of this many pixels that may have `num_tokens` patches."""

@@ -17,6 +17,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+import orjson
+
 from navit_clip.batch import Sample
 from navit_clip.data.faults import Faults
 from navit_clip.data.remote import RemoteConfig
@@ -143,6 +145,9 @@ def _captions(
     key: str, members: Mapping[str, bytes], caption_keys: Mapping[str, float]
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Captions, and the chance of each to be drawn; no chances where all are alike."""
+    if len(caption_keys) == 1:
+        (caption_key,) = caption_keys
+        return _captions_at(key, members, caption_key), ()
     found: dict[str, tuple[str, ...]] = {}
     faults: list[SampleError] = []
     for caption_key in caption_keys:
@@ -153,8 +158,6 @@ def _captions(
     if faults and not found:
         raise faults[0]
     captions = tuple(caption for at_key in found.values() for caption in at_key)
-    if len(caption_keys) < 2:
-        return captions, ()
     total = sum(caption_keys[name] for name in found)
     shares = ((caption_keys[name] / total / len(at_key), len(at_key)) for name, at_key in found.items())
     return captions, tuple(share for share, count in shares for _ in range(count))
@@ -164,8 +167,8 @@ def _captions_at(key: str, members: Mapping[str, bytes], caption_key: str) -> tu
     kind, _, name = caption_key.partition(".")
     if kind not in members:
         raise SampleError("no caption", f"{key}: has no .{kind} file")
-    text = _decode(key, members[kind], "undecodable caption")
-    lines = text.splitlines() if kind == "txt" else _json_strings(key, text, name)
+    data = members[kind]
+    lines = _json_strings(key, data, name) if kind == "json" else _text(key, data).splitlines()
     captions = tuple(stripped for line in lines if (stripped := line.strip()))
     if not captions:
         raise SampleError("empty caption", f"{key}: nothing but white space in {caption_key}")
@@ -177,11 +180,19 @@ def _captions_at(key: str, members: Mapping[str, bytes], caption_key: str) -> tu
     return captions
 
 
-def _json_strings(key: str, text: str, name: str) -> list[str]:
+def _text(key: str, data: bytes) -> str:
+    return _decode(key, data, "undecodable caption")
+
+
+def _json_strings(key: str, data: bytes, name: str) -> list[str]:
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SampleError("undecodable caption", f"{key}: the .json is not JSON: {error}") from error
+        record = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        # It takes a fifth of json's time, but no NaN, which Python writes, and no byte order mark.
+        try:
+            record = json.loads(_text(key, data))
+        except (ValueError, RecursionError) as error:
+            raise SampleError("undecodable caption", f"{key}: the .json is not JSON: {error}") from error
     found = _inside(record, name)
     if found is None:
         raise SampleError("no caption", f"{key}: the .json has no key {name!r}")

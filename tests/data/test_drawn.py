@@ -22,9 +22,8 @@ def drawn(data: bytes, kept: list[int] | None = None) -> DrawnImage:
 
 def written(image: DrawnImage) -> tuple[np.ndarray, np.ndarray]:
     pixels = np.zeros((len(image), image.patch_dim), np.uint8)
-    position = np.zeros((len(image), 2), np.int32)
-    image.write(pixels, position)
-    return pixels, position
+    image.write(pixels)
+    return pixels, image.position
 
 
 @pytest.mark.parametrize("kept", [None, [0, 3, 19]], ids=["all", "some"])

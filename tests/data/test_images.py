@@ -120,6 +120,20 @@ def test_exif_orientation_is_undone(orientation):
     np.testing.assert_array_equal(encoded.decode(), upright)
 
 
+@pytest.mark.parametrize(
+    "before",
+    [b"\xff", b"\xff\xfe\x00\x06\xff\xda12", b"\xff\xed\x13\x88" + 2499 * b"\xff\xda"],
+    ids=["a padded marker", "a comment", "a thumbnail"],
+)
+def test_an_orientation_is_found_behind_what_looks_like_pixels(before):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = encode_image(noise_picture(16, 32), "jpg", exif=exif)
+    image = EncodedImage(stored[:2] + before + stored[2:])
+    assert (image.height, image.width) == (32, 16)
+    np.testing.assert_array_equal(image.decode(), decode_image(stored))
+
+
 @pytest.mark.parametrize("at_least", [(0, 0), (40, 40)])
 def test_an_orientation_in_xmp_is_undone(at_least):
     xmp = (
