@@ -11,6 +11,7 @@ import torch
 from benchmarks import turns
 from benchmarks.gpu.batches import draw_batch
 from benchmarks.gpu.rows import Measure
+from benchmarks.graphs import CountedGraphs
 from benchmarks.peers.contender import Machine
 from benchmarks.peers.steps import model_config, packed_step
 from benchmarks.peers.workload import SIZES
@@ -54,11 +55,11 @@ def step_row(
     """Steps over different batches in turn, so that lengths and numbers of pairs change from step to step."""
     torch.manual_seed(0)
     precision = "fp32" if machine.dtype == torch.float32 else "bf16"
-    step = packed_step(model, batches, EngineConfig(precision=precision, compile=compiled), world)
-    before = _graphs()
+    step = CountedGraphs(
+        packed_step(model, batches, EngineConfig(precision=precision, compile=compiled), world)
+    )
     step()
-    first = _graphs()
-    assert (first > before) == compiled, f"{first - before} graphs were compiled at the first step"
+    assert (step.first > 0) == compiled, f"{step.first} graphs were compiled at the first step"
     for _ in batches[1:]:
         step()
     seconds = turns.take_turns({"": step}, ROUNDS, machine.device)[""].seconds
@@ -69,10 +70,5 @@ def step_row(
         "pairs_per_second": sum(map(len, batches)) / len(batches) / seconds,
         "flops_utilisation": flops / seconds / peak_flops(machine.device, machine.dtype),
         "activations_and_gradients_gib": memory / GIB,
-        **({"graphs": first, "recompilations": _graphs() - first} if compiled else {}),
+        **(step.row if compiled else {}),
     }
-
-
-def _graphs() -> int:
-    """Those that torch.compile has made so far in this process."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]

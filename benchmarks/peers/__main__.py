@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import turns
+from benchmarks.graphs import CountedGraphs
 from benchmarks.peers.contender import Machine, forward_alone, forward_and_backward
 from benchmarks.peers.image_towers import tower_config as image_config
 from benchmarks.peers.line_up import captions, pictures, tower_memory, towers
@@ -60,14 +61,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def tower_rows(arguments: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:
-    """Speed of one tower of each."""
+    """Speed of one tower of each; where some are compiled, also their graphs, and those after warming up."""
     turn = forward_alone if arguments.forward else forward_and_backward
-    runs = {contender.name: turn(contender.build(machine), machine) for contender in towers(arguments)}
+    runs: dict[str, Callable[[], object]] = {
+        contender.name: turn(contender.build(machine), machine) for contender in towers(arguments)
+    }
+    if arguments.compiled:
+        runs = {name: CountedGraphs(run) for name, run in runs.items()}
     if arguments.what == "image":
         work = image_work(SIZES[arguments.size], pictures(arguments), not arguments.forward)
     else:
         work = text_work(SIZES[arguments.size], captions(arguments), not arguments.forward)
-    return rates(runs, arguments.images, dict.fromkeys(runs, work), arguments.rounds, machine)
+    rows = rates(runs, arguments.images, dict.fromkeys(runs, work), arguments.rounds, machine)
+    counted = {name: run.row for name, run in runs.items() if isinstance(run, CountedGraphs)}
+    return [{**row, **counted.get(row["name"], {})} for row in rows]
 
 
 def step_rows(arguments: argparse.Namespace, machine: Machine) -> list[dict[str, Any]]:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from navit_clip.batch import Batch
+from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.loss import LossConfig, contrastive_loss
 from navit_clip.model import ClipConfig, ImageTowerConfig, TextTowerConfig, TwoTowers, attention
 from navit_clip.model.attention import choose_backend
+from navit_clip.tokenizer import load_tokenizer
 from tests.packs import noise_captions, noise_images, pack, pack_captions
 from tests.ranks import on_ranks
 from tests.training.test_engine import engine_losses, plain_losses
 from tests.training_builders import small_run
 from training.engine import EngineConfig
+from training.feed import Feed
+from training.gradient import Contrast
+from training.metrics import Meter
+from training.stop import StopRequest
 
+CYCLES = 2_000_000_000
+"""Of a GPU: about a second."""
 SIZE = {"width": 64, "depth": 3, "num_heads": 4, "mlp_dim": 128}
 
 on_a_gpu = [
@@ -91,3 +101,37 @@ def test_the_host_waits_for_nothing():
             contrastive_loss(LossConfig(), model(batch), [len(batch)], World(0, 1, gpu)).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_next_batches_arrive_while_the_gpu_computes_and_nothing_waits_for_them(tmp_path: Path):
+    config, world = small_run(tmp_path), World(0, 1, torch.device("cuda", 0))
+    tokenizer = load_tokenizer(config.tokenizer)
+    loader, expected = (TrainLoader(config.data, tokenizer, 8, 64, config.seed) for _ in range(2))
+    feed, meter = Feed(loader, 1, StopRequest(), world), Meter(config, world)
+    for _ in range(2):  # which take memory, pinned memory too
+        feed.fetch()
+        feed.take()
+    torch.cuda._sleep(CYCLES)
+    computed = torch.cuda.Event()
+    computed.record()
+    with meter.waiting():
+        feed.fetch()
+        time.sleep(0.1)
+        feed._transfer._stream.synchronize()
+    assert not computed.query(), "the copy is done, and the GPU still at work"
+    (batch,) = feed.take().on_device
+    assert torch.equal(batch.images.patches.cpu(), list(islice(expected, 3))[2].images.patches)
+    assert waited(meter, batch) < 0.1
+    with meter.waiting():
+        time.sleep(0.1)
+    assert waited(meter, batch) >= 0.1
+
+
+def waited(meter: Meter, batch: Batch) -> float:
+    """Seconds that a step counts as waiting."""
+    one = torch.ones(1)
+    meter.add([batch.to("cpu")], Contrast(one, one, one), applied=True)
+    row = meter.row()
+    return row["data_wait"] * row["seconds_per_batch"]
