@@ -33,6 +33,7 @@ cat <<END
   report        $run/report.html
   model         $run/export  (AutoModel.from_pretrained)
   checkpoints   $run/checkpoints
+                (its loss on the 98 held-out stamps may rise again at the end: the others have come forty times)
   log, metrics  $run/out.log, $run/metrics.jsonl; tensorboard --logdir $run
 
 Next, your own shards (tars of NAME.jpg and NAME.txt, as img2dataset writes them):

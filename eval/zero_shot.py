@@ -123,7 +123,8 @@ def classification_metrics(
     resampled, *counts = bootstrap.totals(*wanted)
     intervals["ece"] = calibration_error_interval(gaps.sums(), resampled, num_images)
     if counts:
-        intervals["mean_per_class_recall"] = _recall_interval(counts[0].reshape(len(resampled), -1, 2))
+        counted = counts[0].reshape(len(resampled), -1, 2)
+        intervals["mean_per_class_recall"] = _recall_interval(counted, metrics["mean_per_class_recall"])
     return metrics, intervals
 
 
@@ -132,11 +133,15 @@ def per_class_recall(ranks: Int64[Tensor, " images"], labels: Int64[Tensor, " im
     return {label: share_within(ranks[labels == label], 1) for label in sorted(set(labels.tolist()))}
 
 
-def _recall_interval(counts: Float[np.ndarray, "resamples classes 2"]) -> Interval:
-    """From each class's wrong and right images; a resample's mean is over the classes that it holds."""
+def _recall_interval(counts: Float[np.ndarray, "resamples classes 2"], score: float) -> Interval:
+    """From each class's wrong and right images; a resample's mean is over the classes that it holds.
+
+    Those are more often the large ones, whose recall may be another, so that resamples lie to one side of the
+    score: they are moved by as much as their mean is off it.
+    """
     held = counts.sum(axis=2)
-    recalls = counts[:, :, 1] / np.maximum(held, 1)
-    return interval(recalls.sum(axis=1) / (held > 0).sum(axis=1))
+    recalls = (counts[:, :, 1] / np.maximum(held, 1)).sum(axis=1) / (held > 0).sum(axis=1)
+    return interval(np.clip(recalls - recalls.mean() + score, 0, 1))
 
 
 def classification_chance(

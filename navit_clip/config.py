@@ -23,7 +23,7 @@ from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
-from navit_clip.errors import ConfigError
+from navit_clip.errors import ConfigError, with_faults
 
 Config = TypeVar("Config")
 
@@ -83,8 +83,7 @@ def build_config(schema: type[Config], tree: dict[Any, Any], where: str) -> Conf
     if not faults:
         _check(node, "", faults)
     if faults:
-        between = "\n  " if len(faults) > 1 else " "
-        raise ConfigError(between.join([f"{where}:", *faults.values()]))
+        raise ConfigError(with_faults(where, faults.values()))
     config = OmegaConf.to_object(node)
     assert isinstance(config, schema)
     return config

@@ -27,7 +27,10 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_contact_sheet(
-    pictures: Sequence[tuple[str, bytes | SampleError]], title: str = "", note: str = ""
+    pictures: Sequence[tuple[str, bytes | SampleError]],
+    title: str = "",
+    note: str = "",
+    on_any_page: bool = False,
 ) -> Image.Image:
     """Draws encoded pictures in the order given, row by row; where one is not to be had, its cell says why.
 
@@ -35,24 +38,29 @@ def draw_contact_sheet(
         pictures: the words under each, and its encoded image or why there is none.
         title: stands above them, in larger letters.
         note: stands below the title, in gray.
+        on_any_page: no background, and all words in gray, which shows on light pages and on dark ones.
     """
     rows = -(-len(pictures) // COLUMNS)
     columns = min(COLUMNS, max(1, len(pictures)))
     width = GAP + columns * (CELL + GAP)
     font, title_font = ImageFont.load_default(size=TEXT), ImageFont.load_default(size=TITLE)
-    head = [(line, title_font, "black", TITLE_LINE) for line in broken(title, title_font, width - 2 * GAP)]
+    ink = "gray" if on_any_page else "black"
+    head = [(line, title_font, ink, TITLE_LINE) for line in broken(title, title_font, width - 2 * GAP)]
     head += [(line, font, "gray", LINE) for line in broken(note, font, width - 2 * GAP)]
     top = GAP + sum(height for *_, height in head) + (GAP if head else 0)
     cell_height = CELL + LINES * LINE + GAP
-    sheet = Image.new("RGB", (width, top + rows * cell_height), "white")
+    size = (width, top + rows * cell_height)
+    # Without a background, still of the letters' colour: it shows through at their edges.
+    sheet = Image.new("RGBA", size, (128, 128, 128, 0)) if on_any_page else Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    place = GAP
+    below = GAP
     for line, line_font, colour, height in head:
-        draw.text((GAP, place), line, fill=colour, font=line_font)
-        place += height
+        draw.text((GAP, below), line, fill=colour, font=line_font)
+        below += height
     for number, (words, data) in enumerate(pictures):
         row, column = divmod(number, COLUMNS)
-        _draw_cell(sheet, draw, font, GAP + column * (CELL + GAP), top + row * cell_height, words, data)
+        place = GAP + column * (CELL + GAP), top + row * cell_height
+        _draw_cell(sheet, draw, font, ink, place, words, data)
     return sheet
 
 
@@ -60,11 +68,12 @@ def _draw_cell(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
     font: Font,
-    left: int,
-    top: int,
+    ink: str,
+    place: tuple[int, int],
     words: str,
     data: bytes | SampleError,
 ) -> None:
+    left, top = place
     try:
         if isinstance(data, SampleError):
             raise data
@@ -76,7 +85,7 @@ def _draw_cell(
         picture.thumbnail((CELL, CELL))
         sheet.paste(picture, (left + (CELL - picture.width) // 2, top + CELL - picture.height))
     for below, line in enumerate(broken(words, font, CELL)):
-        draw.text((left, top + CELL + 2 + below * LINE), line, fill="black", font=font)
+        draw.text((left, top + CELL + 2 + below * LINE), line, fill=ink, font=font)
 
 
 def broken(words: str, font: Font, width: int) -> list[str]:

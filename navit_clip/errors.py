@@ -6,6 +6,14 @@ stream, and then it is counted under its cause.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def with_faults(what: str, faults: Iterable[str]) -> str:
+    """A message of all that is wrong with something: one fault on its line, several on lines of their own."""
+    faults = [*faults]
+    return ("\n  " if len(faults) > 1 else " ").join([f"{what}:", *faults])
+
 
 class NavitClipError(Exception):
     """Anything that is the input's fault; the command line prints it without a traceback."""

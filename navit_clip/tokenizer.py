@@ -152,9 +152,11 @@ class HuggingFaceTokenizer:
             backend = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             why = str(error).splitlines()[0].rstrip(": ")
+            inner = folder / "tokenizer"
+            hint = f"; did you mean {inner}?" if inner.is_dir() else ""
             raise CheckpointError(
                 f"{folder}: no tokenizer that transformers can read: {why}; found "
-                f"{', '.join(sorted(path.name for path in folder.iterdir())) or 'an empty folder'}"
+                f"{', '.join(sorted(path.name for path in folder.iterdir())) or 'an empty folder'}{hint}"
             ) from error
         end = backend.eos_token_id if backend.eos_token_id is not None else backend.sep_token_id
         if end is None:

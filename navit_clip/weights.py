@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from navit_clip.config import load_config, save_config
-from navit_clip.errors import CheckpointError, ConfigError
+from navit_clip.errors import CheckpointError, ConfigError, with_faults
 from navit_clip.image_settings import IMAGE_PROCESSOR_FILE, image_settings
 from navit_clip.model import ClipConfig, Tower, TwoTowers
 from navit_clip.obstacles import obstacle_to
@@ -206,7 +206,7 @@ def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
     if quantised:
         faults.append(f"expected floating-point numbers, found others: {_listed(quantised)}")
     if faults:
-        raise CheckpointError(f"{where}: weights of another model; " + "; ".join(faults))
+        raise CheckpointError(with_faults(f"{where}: weights of another model", faults))
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -40,3 +40,13 @@ def test_what_the_machine_does_not_allow_is_a_line_and_a_bug_is_not(capsys):
     ]
     with pytest.raises(FileNotFoundError):
         exit_code(lambda: reads(errno.ENOENT))
+
+
+@pytest.mark.parametrize(
+    ("command", "summary"), [("build", "a table of captions"), ("inspect", "HTML"), ("validate", "decode")]
+)
+def test_each_command_on_shards_says_what_it_does(capsys, command, summary):
+    for words in (["--help"], [command, "--help"]):
+        with pytest.raises(SystemExit):
+            main(["shards", *words])
+        assert summary in capsys.readouterr().out

@@ -225,6 +225,9 @@ def test_folders_without_a_tokenizer_are_errors(tmp_path):
         load_tokenizer(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="no tokenizer that transformers can read"):
         load_tokenizer(tmp_path)
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=rf"; did you mean {tmp_path / 'run' / 'tokenizer'}\?$"):
+        load_tokenizer(tmp_path / "run")
     (tmp_path / "tokenizer.json").write_text('{"half": ')
     with pytest.raises(CheckpointError, match="not a readable tokenizer"):
         load_tokenizer(tmp_path)

@@ -147,7 +147,7 @@ class TrainLoader:
         if state["data"] != self._state["data"]:
             raise CheckpointError(
                 "the checkpoint's place in the data is of other shards, another seed or another "
-                "blocks_per_shard, weights or resampled than this run's: set them as they were"
+                "data.blocks_per_shard, data.weights or data.resampled than this run's: set them as they were"
             )
         self._state = {**state, "workers": list(state["workers"])}
 

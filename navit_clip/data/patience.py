@@ -49,7 +49,7 @@ class Patience:
         if self._in_a_row[stage] >= self._config.max_consecutive_faults:
             raise DataError(f"{self._in_a_row[stage]} bad samples in a row; {self._faults.summary()}")
         if 0 < self._config.max_faults <= self._faults.total:
-            raise DataError(f"max_faults reached: {self._faults.summary()}")
+            raise DataError(f"data.max_faults reached: {self._faults.summary()}")
         # A worker meets every sample of the data set in time, so this ends whatever the number of workers.
         if len(self._bad) == num_samples:
             raise DataError(f"every sample of the shards is bad; {self._faults.summary()}")

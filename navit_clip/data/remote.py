@@ -109,7 +109,7 @@ def open_remote(url: str, config: RemoteConfig) -> BinaryIO:
             _make_room(cache, whole, config.cache_gigabytes * 1e9)
         return file
     except OSError as error:
-        raise DataError(f"remote.cache: {cache} cannot be used: {error}") from error
+        raise DataError(f"data.remote.cache: {cache} cannot be used: {error}") from error
 
 
 def cache_name(url: str) -> str:
@@ -245,7 +245,7 @@ def _command(url: str, config: RemoteConfig) -> list[str]:
         allowed = ", ".join(config.pipe_commands) or "none"
         raise DataError(
             f"{url}: commands run only where the config allows them by name: "
-            f"remote.pipe_commands allows {allowed}"
+            f"data.remote.pipe_commands allows {allowed}"
         )
     return words
 

@@ -57,12 +57,21 @@ def find_shards(patterns: Sequence[str], remote: RemoteConfig | None = None) -> 
         remote: how to fetch shards from elsewhere; by default as `RemoteConfig()` says.
 
     Raises:
-        DataError: no pattern is given, a pattern matches nothing, a file that it names outright is
+        DataError: no pattern is given, patterns match nothing, a file that one names outright is
             missing, a file here is no tar by name or by content, a shard is named twice, or a place elsewhere
             cannot be asked.
     """
     remote = remote or RemoteConfig()
-    found = [(path, source) for source, pattern in enumerate(patterns) for path in _expand(pattern, remote)]
+    found, faults = [], []
+    for source, pattern in enumerate(patterns):
+        try:
+            found += [(path, source) for path in _expand(pattern, remote)]
+        except DataError as error:
+            if is_remote(pattern):  # another such might take minutes to fail
+                raise
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n  ".join(faults))
     if not found:
         raise DataError("no shards given: expected a list such as ['data/{0000..0099}.tar']")
     paths = [path if is_remote(path) else os.path.abspath(path) for path, _ in found]

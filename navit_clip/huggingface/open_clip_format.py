@@ -19,7 +19,7 @@ from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from navit_clip.errors import CheckpointError
+from navit_clip.errors import CheckpointError, with_faults
 from navit_clip.huggingface.open_clip_weights import embedding_layer
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig
 
@@ -91,7 +91,7 @@ def open_clip_model(config: Mapping[str, Any], tanh_gelu: bool = False) -> OpenC
     if trunk is not None and trunk.embed_dim != embed_dim:
         faults.append(f"embed_dim: expected the tower's width {trunk.embed_dim}, found {embed_dim}")
     if faults or trunk is None:
-        raise CheckpointError("an open_clip model that our towers cannot express: " + "; ".join(faults))
+        raise CheckpointError(with_faults("an open_clip model that our towers cannot express", faults))
     return OpenClipModel(vision, text, embed_dim, trunk)
 
 

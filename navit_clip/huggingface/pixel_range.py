@@ -11,7 +11,7 @@ from typing import Any
 
 from open_clip.transform import PreprocessCfg
 
-from navit_clip.errors import CheckpointError
+from navit_clip.errors import CheckpointError, with_faults
 from navit_clip.huggingface import open_clip_format
 from navit_clip.image_settings import image_settings
 from navit_clip.json_object import read_json
@@ -46,8 +46,10 @@ def _check(file: Path, said: dict[str, Any], expected: dict[str, Any]) -> None:
     ]
     if other:
         raise CheckpointError(
-            f"{file}: pictures reach that model otherwise than ours, which sees pixels from -1 to 1: "
-            + "; ".join(other)
+            with_faults(
+                f"{file}: pictures reach that model otherwise than ours, which sees pixels from -1 to 1",
+                other,
+            )
         )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Siglip2Config, SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 
-from navit_clip.errors import CheckpointError
+from navit_clip.errors import CheckpointError, with_faults
 from navit_clip.huggingface.siglip2 import size_faults
 
 PATCH_EMBEDDING = "vision_model.embeddings.patch_embedding.weight"
@@ -30,7 +30,7 @@ def siglip2_config_of(config: SiglipConfig) -> Siglip2Config:
     image_size, patch_size = vision.image_size, vision.patch_size
     faults = size_faults({"vision_config.patch_size": patch_size, "vision_config.image_size": image_size})
     if faults or not isinstance(image_size, int) or not isinstance(patch_size, int):
-        raise CheckpointError("a Siglip model that our towers cannot express: " + "; ".join(faults))
+        raise CheckpointError(with_faults("a Siglip model that our towers cannot express", faults))
     if image_size < patch_size:
         raise CheckpointError(
             f"vision_config.image_size is {image_size}, expected at least one patch of {patch_size}"

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Siglip2Config, Siglip2TextConfig, Siglip2VisionConfig
 
-from navit_clip.errors import CheckpointError
+from navit_clip.errors import CheckpointError, with_faults
 from navit_clip.model import ClipConfig, ImageTowerConfig, PositionConfig, TextTowerConfig
 from navit_clip.model.blocks import TransformerConfig
 from navit_clip.tokenizer import BEGIN, END, PAD, SPECIAL_TOKENS, Tokenizer
@@ -153,7 +153,7 @@ def clip_config(config: Siglip2Config) -> ClipConfig:
     if side**2 != vision.num_patches:
         faults.append(f"vision_config.num_patches is {vision.num_patches}, expected the square of a number")
     if faults or not isinstance(vision.patch_size, int):
-        raise CheckpointError("a Siglip2 model that our towers cannot express: " + "; ".join(faults))
+        raise CheckpointError(with_faults("a Siglip2 model that our towers cannot express", faults))
     return ClipConfig(
         image=ImageTowerConfig(
             **_tower_settings(vision),

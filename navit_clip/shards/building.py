@@ -9,6 +9,7 @@ it goes on where it was interrupted, and so a shard that was lost or damaged com
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,6 +100,14 @@ def build_shards(build: Build, faults: Faults) -> Manifest:
     return manifest
 
 
+def count_unnamed(build: Build) -> int:
+    """How many pictures of the folder no row of the table names."""
+    named = {os.path.normpath(image.path) for image in _images(build)}
+    files = (Path(folder, name) for folder, _, names in os.walk(build.images) for name in names)
+    pictures = (file for file in files if _extension(file) in IMAGE_EXTENSIONS)
+    return sum(str(picture.relative_to(build.images)) not in named for picture in pictures)
+
+
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """A folder for this build alone; what goes wrong with its files is the user's to hear."""
@@ -145,7 +154,8 @@ def _images(build: Build) -> list[_Image]:
         for column in (build.image_column, build.caption_column):
             if column not in row:
                 raise DataError(
-                    f"{build.table}, row {number}: no column {column!r}; there are {', '.join(map(str, row))}"
+                    f"{build.table}, row {number}: no column {column!r}; there are "
+                    f"{', '.join(map(str, row))} (--image-column and --caption-column name others)"
                 )
         path = row.pop(build.image_column)
         path = "" if path is None else str(path)
@@ -219,7 +229,7 @@ def _take(build: Build, images: Sequence[_Image], first: int, faults: Faults) ->
 
 def _sample(folder: Path, image: _Image, key: str) -> _Sample:
     """The image's own bytes, its captions, and all that the table says of it."""
-    extension = Path(image.path).suffix.lower().removeprefix(".")
+    extension = _extension(Path(image.path))
     if extension not in IMAGE_EXTENSIONS:
         if not image.path:
             raise SampleError("no image", "its row names none")
@@ -244,6 +254,10 @@ def _sample(folder: Path, image: _Image, key: str) -> _Sample:
     except UnicodeEncodeError as error:
         raise SampleError("undecodable caption", f"{image.path}: {error}") from error
     return {"__key__": key, extension: data, "txt": text, "json": json.dumps(record, default=str)}
+
+
+def _extension(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
 
 
 def _read(folder: Path, name: str) -> bytes:

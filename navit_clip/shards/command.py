@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from navit_clip.config import load_config
 from navit_clip.data.config import DataConfig
@@ -16,7 +17,7 @@ from navit_clip.data.shards import find_shards
 from navit_clip.errors import ConfigError
 from navit_clip.model import ClipConfig
 from navit_clip.remote_option import add_remote_option, remote_config
-from navit_clip.shards.building import Build, build_shards
+from navit_clip.shards.building import Build, build_shards, count_unnamed
 from navit_clip.shards.inspection import inspect_shards, inspection_page, predict
 from navit_clip.shards.validation import validate_shards
 
@@ -33,21 +34,21 @@ def _build(arguments: argparse.Namespace) -> int:
     if not arguments.images.is_dir():
         raise ConfigError(f"{arguments.images}: expected a folder of images")
     faults = Faults()
-    manifest = build_shards(
-        Build(
-            arguments.images,
-            arguments.captions,
-            arguments.out,
-            arguments.image_column,
-            arguments.caption_column,
-            arguments.images_per_shard,
-        ),
-        faults,
+    build = Build(
+        arguments.images,
+        arguments.captions,
+        arguments.out,
+        arguments.image_column,
+        arguments.caption_column,
+        arguments.images_per_shard,
     )
+    manifest = build_shards(build, faults)
     number, shards = _counted(manifest.samples, "sample"), _counted(len(manifest.shards), "shard")
     print(f"{arguments.out}: {number}, {shards}, {manifest.bytes / 1e6:.1f} MB; {faults.summary()}")
     if manifest.empty_captions:
         print(f"{_counted(manifest.empty_captions, 'caption')} of the table empty, and in no sample")
+    if unnamed := count_unnamed(build):
+        print(f"{_counted(unnamed, 'picture')} of {arguments.images} in no row of the table")
     return 0
 
 
@@ -69,14 +70,14 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if data is not None:
         model = load_config(ClipConfig, arguments.config, arguments.set, section="model")
         prediction = predict(data, model.image.patch_size, seed=0)
-    title = ", ".join(arguments.shards)
+    title, replaced = ", ".join(arguments.shards), arguments.out.exists()
     try:
         arguments.out.write_text(inspection_page(title, found, prediction), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out: {arguments.out} cannot be written: {error.strerror}") from error
     number, shards = _counted(found.num_samples, "sample"), _counted(found.num_shards, "shard")
     print(f"{number}, {shards}; by captions and image headers {found.faults.summary()}")
-    print(arguments.out)
+    print(f"{arguments.out}{', in the place of what it was' if replaced else ''}")
     return 0
 
 
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="navit-clip shards", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="build|inspect|validate")
 
-    build = commands.add_parser("build", help="images and a table of captions -> shards and manifest.json")
+    build = _command(commands, "build", "images and a table of captions -> shards and manifest.json")
     build.add_argument("images", type=Path, help="folder that the table's paths start from")
     build.add_argument("captions", type=Path, help="a .csv, .tsv, .jsonl or .parquet")
     build.add_argument("out", type=Path, help="folder to write; an interrupted build goes on in it")
@@ -126,9 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="good ones (1000)")
     build.set_defaults(run=_build)
 
-    inspect = commands.add_parser("inspect", help="shards -> one HTML page of what is in them")
+    inspect = _command(commands, "inspect", "shards -> one HTML page of what is in them")
     inspect.add_argument("shards", nargs="+", help="tar files, braces, globs, folders, URLs")
-    inspect.add_argument("--out", type=Path, default=Path("inspection.html"), help="(inspection.html)")
+    inspect.add_argument(
+        "--out",
+        type=Path,
+        default=Path("inspection.html"),
+        help="page to write, or to write anew (inspection.html)",
+    )
     inspect.add_argument(
         "--caption-key", help="txt or json.KEY; '' not to look at captions (the config's, or else txt)"
     )
@@ -138,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     add_remote_option(inspect)
     inspect.set_defaults(run=_inspect)
 
-    validate = commands.add_parser("validate", help="decode every sample; exit code 1 if any is bad")
+    validate = _command(commands, "validate", "decode every sample; exit code 1 if any is bad")
     validate.add_argument("shards", nargs="+", help="tar files, braces, globs, folders, URLs")
     validate.add_argument(
         "--caption-key", default="txt", help="txt or json.KEY; '' where samples need no captions (txt)"
@@ -148,3 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     add_remote_option(validate)
     validate.set_defaults(run=_validate)
     return parser
+
+
+def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=summary, description=summary)

@@ -175,7 +175,7 @@ def inspection_page(title: str, found: Inspection, prediction: Prediction | None
         svg = histogram(prediction.tokens, drawn, "tokens an image", ticks)
         figures.append(("Image tokens with this config", svg))
     sheet = io.BytesIO()
-    draw_contact_sheet(pictures_shown(found)).save(sheet, "PNG", optimize=True)
+    draw_contact_sheet(pictures_shown(found), on_any_page=True).save(sheet, "PNG", optimize=True)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
         facts="".join(

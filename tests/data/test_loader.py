@@ -456,7 +456,8 @@ def test_a_state_must_fit(shards, tmp_path):
         loader(shards, 1, 2).load_state(loader(shards, 0, 2).state())
     for other in (loader(shards[:2]), loader(shards, seed=1), loader(shards, blocks_per_shard=4)):
         with pytest.raises(
-            CheckpointError, match="other shards, another seed or another blocks_per_shard, weights"
+            CheckpointError,
+            match=r"other shards, another seed or another data\.blocks_per_shard, data\.weights",
         ):
             other.load_state(state)
     with pytest.raises(CheckpointError, match=r"states of all ranks of one run, found those of \[0\]"):

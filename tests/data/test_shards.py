@@ -45,6 +45,14 @@ def test_names_the_pattern_that_matches_nothing(folder, pattern):
     assert pattern.format(folder) in str(caught.value)
 
 
+def test_names_all_patterns_that_match_nothing(folder):
+    patterns = [f"{folder}/none-*.tar", f"{folder}/*.tar", f"{folder}/shard-{{002..003}}.tar"]
+    with pytest.raises(
+        DataError, match=r"no shard matches .*none-.*\n  shard pattern .*1 of 2 files are missing"
+    ):
+        find_shards(patterns)
+
+
 def test_a_missing_file_among_braces_is_an_error(folder):
     with pytest.raises(DataError, match=r"1 of 4 files are missing, the first is .*shard-003\.tar"):
         find_shards([f"{folder}/shard-{{000..003}}.tar"])

@@ -173,7 +173,7 @@ def test_bad_shards_are_counted_and_the_run_goes_on(tmp_path: Path):
     ("limits", "good", "error"),
     [
         (["data.max_consecutive_faults=30"], 30, "error: rank 1: 30 bad samples in a row; 30 skipped: "),
-        (["data.max_faults=20"], 30, "error: rank 1: max_faults reached: 20 skipped: "),
+        (["data.max_faults=20"], 30, "error: rank 1: data.max_faults reached: 20 skipped: "),
         ([], 0, "every sample of the shards is bad; "),
         ([], 1, None),
     ],

@@ -31,6 +31,7 @@ def continued(
     folder: Path, towers: tuple[str, ...] = ("image", "text"), **settings
 ) -> tuple[RunConfig, Path]:
     """A run on from those towers of an imported SigLIP 2, and the model folder of that."""
+    torch.manual_seed(0)  # of the weights that the model has
     siglip2_folder(folder / "google")
     imported = folder / "imported"
     import_model([str(folder / "google"), str(imported)])

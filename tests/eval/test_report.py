@@ -259,6 +259,14 @@ def test_a_curve_of_one_point_is_not_drawn():
     assert titles == [quantity.title for quantity in QUANTITIES]
 
 
+def test_ticks_are_the_numbers_themselves():
+    rows = [{**train_row(step), "logit_bias": -9.99 - 0.0001 * step} for step in range(1, 9)]
+    (bias,) = (drawing.svg for drawing in draw_curves(rows) if drawing.title == "Logit bias")
+    ticks = re.findall(">\N{MINUS SIGN}(\\d+\\.\\d+)<", bias)
+    assert len(ticks) > 2
+    assert all(tick.startswith("9.99") for tick in ticks), "and not what they differ by"
+
+
 def test_results_of_one_model_are_told_apart_by_their_settings(results):
     (record,) = read_records(results / "0.jsonl")
     other = json.loads(json.dumps(record))

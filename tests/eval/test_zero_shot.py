@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from eval import zero_shot
 from eval.class_space import ClassSpace
 from eval.zero_shot import (
+    Outcomes,
     classification_chance,
     classification_metrics,
     classify,
@@ -52,6 +53,17 @@ def test_hand_worked_metrics():
     assert set(intervals) == set(metrics) == {"acc1", "acc5", "mean_per_class_recall", "ece", "nll"}
     for name, (low, high) in intervals.items():
         assert low <= metrics[name] <= high or name == "ece"  # resampling moves a gap's size upwards
+
+
+def test_the_interval_of_recall_by_class_lies_round_it_where_small_classes_are_harder():
+    """Of resamples, four in ten lack a class of one image."""
+    labels = np.array([*range(40), *[40] * 60])
+    right = labels == 40
+    outcomes = Outcomes(*(torch.from_numpy(part) for part in (1 - right, labels, right * 1.0, right * 1.0)))
+    space = ClassSpace.plain([str(number) for number in range(41)])
+    metrics, intervals = classification_metrics(outcomes, space, labels)
+    low, high = intervals["mean_per_class_recall"]
+    assert low < metrics["mean_per_class_recall"] == 1 / 41 < high
 
 
 def test_recall_and_accuracies_are_torchmetrics():

@@ -268,7 +268,7 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, images):
     [
         ("t.txt", "", "expected a table called"),
         ("t.csv", "", "has no rows"),
-        ("t.csv", "a,b\n1,2\n", "row 1: no column 'image'; there are a, b"),
+        ("t.csv", "a,b\n1,2\n", "row 1: no column 'image'; there are a, b \\(--image-column and"),
         ("t.csv", "image,caption\na.png\n", "line 2: expected 2 columns"),
         ("t.csv", b"image,caption\na.png,\xff\n", "not UTF-8"),
         ("t.jsonl", "{", "line 1: not JSON"),
@@ -305,6 +305,19 @@ def test_the_command_builds_and_validates(tmp_path, images, capsys):
     assert "7 good samples, 0 faults, 2 shards" in capsys.readouterr().out
     assert main(["shards", "build", str(table), str(table), out]) == 2
     assert "expected a folder of images" in capsys.readouterr().err
+
+
+def test_the_command_says_how_many_pictures_no_row_names(tmp_path, images, capsys):
+    (images / "deep").mkdir()
+    for name in ("deep/7.png", "deep/8.PNG", "notes.txt", "deep/9.png"):
+        (images / name).write_bytes(b"not looked into")
+    table = write_csv(tmp_path / "t.csv", [*rows(), ("./deep/7.png", "x")])
+    for last in (["2 pictures"], []):
+        assert main(["shards", "build", str(images), str(table), str(tmp_path / "out")]) == 0
+        said = capsys.readouterr().out.splitlines()[1:]
+        assert said == [f"{count} of {images} in no row of the table" for count in last]
+        for name in ("deep/8.PNG", "deep/9.png"):
+            (images / name).unlink(missing_ok=True)
 
 
 def test_a_manifest_from_before_empty_captions_were_counted_is_read(tmp_path, images):

@@ -60,7 +60,9 @@ def test_the_page_is_whole_and_predicts(tmp_path, capsys):
     command = ["shards", "inspect", *shards, "--out", str(page)]
     assert main([*command, "--caption-key", ""]) == 0
     assert page.read_text().count("<svg") == 2
+    assert capsys.readouterr().out.endswith(f"\n{page}\n")
     assert main(command) == 0
+    assert capsys.readouterr().out.endswith(f"\n{page}, in the place of what it was\n")
     assert "words a caption, median" in page.read_text()
     assert "with this config" not in page.read_text()
     assert main([*command, "--config", str(config), "--set", "data.drop.rate=0.2"]) == 0
@@ -72,7 +74,9 @@ def test_the_page_is_whole_and_predicts(tmp_path, capsys):
     tokens = float(re.search(r"<b>(\d+)</b><span>tokens an image with this config", text)[1])
     assert 12 <= tokens <= 20  # at most 25 patches, of which a fifth is dropped
     (png,) = re.findall(r"data:image/png;base64,([^\"]+)", text)
-    assert Image.open(io.BytesIO(base64.b64decode(png))).width > 6 * 192
+    sheet = Image.open(io.BytesIO(base64.b64decode(png)))
+    assert sheet.width > 6 * 192
+    assert sheet.getpixel((0, 0))[3] == 0, "the page shows through, light or dark"
     assert main(["shards", "inspect", *shards, "--out", str(tmp_path / "none" / "x.html")]) == 2
     assert main([*command, "--most", "0"]) == 2
     assert main([*command, "--set", "data.drop.rate=0.2"]) == 2
