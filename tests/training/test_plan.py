@@ -322,6 +322,9 @@ def test_the_time_of_the_towers(root, length, passes_memory):
         ),
         # Gloo sums in a copy (1, new), and takes a share of it (2).
         ({"zero_stage": 3, "on_cpu": True}, 1, (24 + 3) * 4 * N, 12 * N),
+        # And gathers in memory of its own (1, new) what is copied (2, or 1 to memory counted as new).
+        ({"zero_stage": 1, "on_cpu": True}, 2, (15 + 2) * 4 * N - 4 * 5e7, 12 * N + 4 * 5e7),
+        ({"zero_stage": 3, "on_cpu": True}, 2, (16.5 + 2 + 1) * 4 * N, (2.5 + 1 + 1) * 4 * N),
         # The host's AdamW is not counted.
         ({"zero_stage": 1, "offload_optimizer": "cpu"}, 1, 15 * 4 * N - 4 * 5e7, 8 * N + 4 * 5e7),
     ],

@@ -41,9 +41,11 @@ def passes_of(
     share = whole / num_ranks
     stepped = _stepped_share(share, adamw, copies_out=stage < 3 or not half)
     if stage < 3:
+        if on_cpu and num_ranks > 1:  # gloo gathers weights in memory of its own, and copies them out
+            stepped = stepped.plus(Passes(2 * whole, whole))
         return stepped.plus(_bucketed(trained, num_ranks, half), engine.accumulation if stage == 2 else 1)
     return stepped.plus(_scattered(trained, num_ranks, half, on_cpu), engine.accumulation).plus(
-        _gathered(every, num_ranks, half), gathers(engine, every)
+        _gathered(every, num_ranks, half, on_cpu), gathers(engine, every)
     )
 
 
@@ -84,13 +86,17 @@ def _scattered(trained: Weights, num_ranks: int, half: bool, on_cpu: bool) -> Pa
     return passes.plus(Passes(sent + 2 * sent / num_ranks, sent)) if on_cpu else passes
 
 
-def _gathered(every: Weights, num_ranks: int, half: bool) -> Passes:
-    """ZeRO 3: weights received many at a time, and copied to where each lies; one rank has them already."""
+def _gathered(every: Weights, num_ranks: int, half: bool, on_cpu: bool) -> Passes:
+    """ZeRO 3: weights received many at a time, and copied to where each lies; one rank has them already.
+
+    Gloo gathers in memory of its own, and copies that to where they are received.
+    """
     if num_ranks == 1:
         return Passes(0.0, 0.0)
     sent = every.exchanged(half)
     cast = (HALF + HALF) * every.linear if half else 0.0
-    return Passes(sent + cast + FP32 * every.total, sent)
+    passes = Passes(sent + cast + FP32 * every.total, sent)
+    return passes.plus(Passes(sent, sent)) if on_cpu else passes
 
 
 def _stepped_share(share: float, adamw: int, copies_out: bool) -> Passes:

@@ -22,7 +22,7 @@ from training.plan.workload import Workload
 OVERLAPPED = {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.8}
 """Share of the towers' time behind which a ZeRO stage hides what it exchanges: DeepSpeed overlaps by
 default at stage 3 alone, where the first weights still have to be there before anything can start. How much
-that leaves is a guess: no GPU was measured."""
+that leaves is a guess: no GPU was measured. CPUs hide nothing: to send takes the cores that compute."""
 HOOKS = {0: 0, 1: 1, 2: 1, 3: 2}
 """How often a stage's Python takes `hook_time` for a tensor."""
 HOSTS_OVERLAPPED = 0.5
@@ -82,7 +82,7 @@ def step_time(
     return StepTime(
         towers=towers,
         loss=loss * (1 + waits.pairs),  # all stand behind the rank with most pairs, at every hop
-        exchange=max(0.0, exchange - OVERLAPPED[stage] * towers),
+        exchange=exchange if on_cpu else max(0.0, exchange - OVERLAPPED[stage] * towers),
         optimizer=passes_time(passes_of(engine, every, trained, num_ranks, on_cpu), hardware)
         + HOOKS[stage] * hardware.hook_time * count_tensors(config),
         hosts=max(0.0, host_time(num_ranks, hardware) - HOSTS_OVERLAPPED * towers),
