@@ -56,6 +56,7 @@ def train(world: World, config: RunConfig, engines: list[EngineConfig], backend:
     sizes = {(batch.images.num_tokens, batch.captions.num_tokens) for parts in steps for batch in parts}
     assert len(sizes) > STEPS, "every step must bring new numbers of tokens"
     for settings in engines:
+        torch._dynamo.reset()  # else the kinds of all engines would count together
         model = make_model(config)
         for tower in (model.image, model.text):
             tower.transformer.checkpoint_blocks = settings.zero_stage == 2
