@@ -44,6 +44,18 @@ def png_of(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     )
 
 
+def jpeg_of_scans(jpeg: bytes, scan: bytes, number: int) -> bytes:
+    """A JPEG with `number` scans more behind its own; each takes as long to decode as the whole picture."""
+    assert jpeg.endswith(b"\xff\xd9")
+    return jpeg[:-2] + number * scan + jpeg[-2:]
+
+
+def sequential_jpeg_of_scans(jpeg: bytes, number: int) -> bytes:
+    """A JPEG of three colours with `number` scans of the first one alone, all of them empty."""
+    start = jpeg.index(b"\xff\xda")
+    return jpeg[:start] + number * b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + b"\xff\xd9"
+
+
 def cases(mark: Path) -> list[Case]:
     """Samples for one shard, of whose code, if any runs, a file `mark` tells."""
     photo, png = encode_image(noise_picture(48, 64), "jpg"), encode_image(noise_picture(48, 64))
@@ -58,6 +70,16 @@ def cases(mark: Path) -> list[Case]:
     deep = Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30) * 70)
     alpha = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8))
 
+    progressive = encode_image(noise_picture(40, 40), "jpg", progressive=True)
+    last_scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    scans = {
+        "progressive": jpeg_of_scans(progressive, last_scan, 100),
+        "progressive-turned": jpeg_of_scans(
+            encode_image(noise_picture(40, 40), "jpg", progressive=True, exif=turned[5]), last_scan, 100
+        ),
+        "progressive-padded": jpeg_of_scans(progressive[:2] + b"\xff" + progressive[2:], last_scan, 100),
+        "sequential": sequential_jpeg_of_scans(photo, 100),
+    }
     negative = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, -9, 9, 1, 24, *[0] * 6)
 
     bad_images = {
@@ -84,7 +106,8 @@ def cases(mark: Path) -> list[Case]:
     good_images = {
         "cmyk.jpg": encode_image(Image.fromarray(noise_picture(30, 40)).convert("CMYK"), "jpg"),
         "gray.jpg": encode_image(Image.fromarray(noise_picture(30, 40)).convert("L"), "jpg"),
-        "progressive.jpg": encode_image(noise_picture(40, 40), "jpg", progressive=True),
+        "progressive.jpg": progressive,
+        "progressive-with-a-film.jpg": progressive + 100 * last_scan,
         "trailing.jpg": photo + bytes(500),
         "sixteen-bits.png": encode_image(deep),
         "sixteen-bit.tif": encode_image(deep, "tif"),
@@ -114,6 +137,7 @@ def cases(mark: Path) -> list[Case]:
         *(Case(name, "undecodable image", {"jpg": data, **text}) for name, data in bad_images.items()),
         Case("png-bomb", "too many pixels", {"png": png_of(50_000, 50_000), **text}),
         Case("bmp-of-negative-size", "too many pixels", {"bmp": negative, **text}),
+        *(Case(f"scans-{name}", "too many scans", {"jpg": data, **text}) for name, data in scans.items()),
         *(
             Case(name.partition(".")[0], USED, {name.partition(".")[2]: data, **text})
             for name, data in good_images.items()

@@ -32,6 +32,12 @@ _ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
 _START_OF_SCAN = b"\xff\xda"
 _SEGMENTS = frozenset((*range(0xC0, 0xD0), *range(0xDB, 0xFF)))
 """Markers of what says how long it is."""
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
+"""Markers of a JPEG that is no progressive one."""
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+"""What libjpeg goes on to from a scan, whose own bytes are never that."""
+_MAX_SCANS = 32
+"""Each takes as long as a whole picture, however few bytes it has. Encoders write 10, optimisers up to 20."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION_TAG = 0x0112
 _TURNED = (5, 6, 7, 8)
@@ -46,7 +52,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray,
     """Decodes an image at its full size.
 
     Raises:
-        SampleError: "undecodable image" or "too many pixels".
+        SampleError: "undecodable image", "too many pixels" or "too many scans".
     """
     return EncodedImage(data, max_pixels).decode()
 
@@ -70,13 +76,14 @@ class EncodedImage:
         num_bytes: that it may hold until it is decoded, where finding its size takes decoding it.
 
     Raises:
-        SampleError: "undecodable image" or "too many pixels".
+        SampleError: "undecodable image", "too many pixels" or "too many scans".
     """
 
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS):
         self._data = data
         self._orientation: int | None = None
         self._image: Image.Image | None = None
+        _check_scans(data)
         if (size := _plain_jpeg_size(data)) is not None:
             self._decodes_fast = True
             height, width = size
@@ -137,7 +144,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """
     if not data.startswith(_JPEG):
         return None
-    before_scan = data[: _start_of_scan(data)]
+    before_scan = data[: _first_scan(data)[0]]
     if any(mark in before_scan for mark in _ORIENTATION_MARKS):
         return None
     try:
@@ -147,12 +154,31 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return (int(height), int(width)) if colors in ("YCbCr", "Gray") else None
 
 
-def _start_of_scan(data: bytes) -> int:
-    """Where a JPEG's pixels begin, past all that is said of them; its end where the segments are unusual."""
-    place, last = 2, len(data) - 4
+def _first_scan(data: bytes) -> tuple[int, bool]:
+    """Where a JPEG's pixels begin, past all that is said of them, and whether one scan has them all.
+
+    The file's end, and False, where the segments are unusual.
+    """
+    place, last, colors = 2, len(data) - 10, 0
     while place <= last and data[place] == 0xFF and data[place + 1] in _SEGMENTS:
+        if data[place + 1] in _SEQUENTIAL_FRAMES:
+            colors = data[place + 9]
         place += 2 + (data[place + 2] << 8 | data[place + 3])
-    return place if data[place : place + 2] == _START_OF_SCAN else len(data)
+    if place > last or data[place : place + 2] != _START_OF_SCAN:
+        return len(data), False
+    return place, data[place + 4] == colors > 0
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuses a JPEG that takes many times as long as its size tells; what has one scan is not searched."""
+    if not data.startswith(_JPEG) or _first_scan(data)[1]:
+        return
+    scans, place = 0, 2
+    while (found := _MARKER.search(data, place)) and (marker := data[found.end() - 1]) not in (0xD8, 0xD9):
+        scans += marker == _START_OF_SCAN[1]
+        if scans > _MAX_SCANS:
+            raise SampleError("too many scans", f"a JPEG of more than {_MAX_SCANS}")
+        place = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2]))
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -22,7 +22,7 @@ def image_patches(data: bytes, patch_size: int, num_tokens: int, longest: int = 
     """An encoded image as evaluation sees it: decoded in full, nothing dropped, nothing drawn.
 
     Raises:
-        SampleError: "undecodable image" or "too many pixels".
+        SampleError: "undecodable image", "too many pixels" or "too many scans".
     """
     return cut_patches(decode_image(data), patch_size, num_tokens, longest)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from navit_clip.data.images import EncodedImage, decode_image
 from navit_clip.errors import SampleError
 from tests.data_builders import encode_image, noise_picture, solid_picture, striped_picture
+from tests.hostile import jpeg_of_scans, sequential_jpeg_of_scans
 
 
 def cause(data: bytes, **options) -> str:
@@ -153,7 +154,7 @@ def test_an_orientation_in_xmp_is_undone(at_least):
 @pytest.mark.parametrize(
     ("at_least", "size"),
     [((0, 0), (400, 800)), ((150, 300), (400, 800)), ((100, 200), (200, 400)), ((50, 10), (100, 200)),
-     ((1, 1), (50, 100))],
+     ((10, 200), (200, 400)), ((1, 1), (50, 100))],
 )  # fmt: skip
 def test_a_jpeg_is_decoded_at_the_smallest_scale_with_twice_what_is_wanted(orientation, at_least, size):
     stored = solid_picture(400, 800) if orientation == 1 else solid_picture(800, 400)
@@ -215,6 +216,37 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded():
 def test_a_bomb_in_a_text_chunk_is_undecodable():
     bomb = b"comment\0\0" + zlib.compress(bytes(200_000_000))
     assert cause(png_header(1, 1, (b"zTXt", bomb))) == "undecodable image"
+
+
+@pytest.mark.parametrize("before", [b"", b"\xff"], ids=["plain", "a padded marker"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_progressive_jpeg_of_many_scans_is_refused_before_it_is_decoded(orientation, before):
+    """It is on both paths, of which the one with EXIF, or unusual segments, is Pillow's."""
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[0x0112] = orientation
+    whole = encode_image(noise_picture(32, 32), "jpg", progressive=True, exif=exif)
+    whole = whole[:2] + before + whole[2:]
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    own = whole.count(b"\xff\xda")
+    assert own == 10
+    np.testing.assert_array_equal(EncodedImage(whole).decode((32, 32)), decode_image(whole))
+    with pytest.raises(SampleError, match="too many scans: a JPEG of more than 32"):
+        EncodedImage(jpeg_of_scans(whole, scan, 33 - own))
+    EncodedImage(jpeg_of_scans(whole, scan, 32 - own))
+
+
+def test_a_sequential_jpeg_of_many_scans_is_refused_before_it_is_decoded():
+    whole = encode_image(noise_picture(32, 32), "jpg")
+    with pytest.raises(SampleError, match="too many scans"):
+        EncodedImage(sequential_jpeg_of_scans(whole, 33))
+    EncodedImage(sequential_jpeg_of_scans(whole, 3))
+
+
+def test_what_only_looks_like_scans_is_not_counted():
+    """In a comment, and behind the end, where telephones put films."""
+    whole = encode_image(noise_picture(32, 32), "jpg", progressive=True, comment=100 * b"\xff\xda")
+    np.testing.assert_array_equal(decode_image(whole + 100 * b"\xff\xda\x00\x02"), decode_image(whole))
 
 
 @pytest.mark.parametrize("format", ["png", "jpg"])
