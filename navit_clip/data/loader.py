@@ -12,6 +12,8 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any, TypedDict
 
 import torch
@@ -119,7 +121,12 @@ class TrainLoader:
         # DataLoader asks its workers in turn, beginning with the first: let that one be whose turn it is.
         states = self._state["workers"][first:] + self._state["workers"][:first]
         blocks = ReceivedBlocks()
-        for turn, handed in enumerate(self._data_loader(states, blocks.number)):
+        handing = iter(self._data_loader(states, blocks.number))
+        if self._config.num_workers:
+            # Where this process fails, multiprocessing would ask its workers to end by a signal that they do
+            # not heed, and then wait for them.
+            Finalize(handing, _kill, (handing._workers,), exitpriority=0)  # pyright: ignore[reportAttributeAccessIssue]
+        for turn, handed in enumerate(handing):
             if isinstance(handed, NavitClipError):
                 raise handed
             yield Fetched(handed.parcel.open(), (first + turn) % num_workers, handed.state)
@@ -257,6 +264,12 @@ def _leave_stopping_to_the_rank(worker: int) -> None:
     """Schedulers signal whole process groups; a rank that was asked to stop still ends its step."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """Those that still run."""
+    for worker in workers:
+        worker.kill()
 
 
 def _as_it_is(handed: Any) -> Any:

@@ -59,7 +59,7 @@ class OpenShard:
                 self._entries = _index(file)
                 self._descriptor = os.dup(file.fileno())
         except OSError as error:
-            raise DataError(f"shard {shard.path} cannot be read: {error.strerror}") from error
+            raise _unreadable(shard, error) from error
         self.close = weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
@@ -75,6 +75,7 @@ class OpenShard:
         Raises:
             SampleError: the entry stands for a fault, a member has more bytes than `max_bytes`, or the file
                 is now shorter than its index says.
+            DataError: the file can no longer be read.
         """
         entry = self._entries[index]
         if entry.fault is not None:
@@ -88,13 +89,20 @@ class OpenShard:
         return {member.extension: self._read(member, index) for member in members}
 
     def _read(self, member: Member, index: int) -> bytes:
-        data = os.pread(self._descriptor, member.size, member.offset)
+        try:
+            data = os.pread(self._descriptor, member.size, member.offset)
+        except OSError as error:  # of a disk, or of a network's file system
+            raise _unreadable(self.shard, error) from error
         if len(data) < member.size:
             raise SampleError(
                 "truncated shard",
                 f"{self.key(index)}: {member.extension} has {len(data)} bytes, not {member.size}",
             )
         return data
+
+
+def _unreadable(shard: Shard, error: OSError) -> DataError:
+    return DataError(f"shard {shard.path} cannot be read: {error.strerror}")
 
 
 class OpenShards:

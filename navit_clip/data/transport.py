@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -200,8 +202,14 @@ def _receive(
     block = _SharedBlock(blocks[address])
     # All that is made of the batch keeps this array: when it goes, the block is free.
     array = block.memory.numpy()
-    weakref.finalize(array, block.flag.__setitem__, 0, _FREE).atexit = False
+    weakref.finalize(array, _let_go, block.flag, os.getpid()).atexit = False
     return Parcel(torch.from_numpy(array)[:num_bytes], form)
+
+
+def _let_go(flag: UInt8[np.ndarray, "1"], process: int) -> None:
+    """A process that was forked meanwhile has the batch, too, but not the say about it."""
+    if os.getpid() == process:
+        flag[0] = _FREE
 
 
 class _Form(pickle.Pickler):

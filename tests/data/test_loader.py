@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import islice
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -204,6 +205,27 @@ def test_a_signal_to_all_processes_leaves_the_rank_its_batches(shards):
     found += [bytes_of(batch) for batch in islice(batches, 5)]
     assert found == expected
     assert worker.is_alive()
+
+
+def fail_in_the_middle(shards, pids):
+    batches = iter(loader(shards, num_workers=2))
+    next(batches)
+    for worker in multiprocessing.active_children():
+        pids.put(worker.pid)
+    raise RuntimeError("a step has failed")
+
+
+def test_a_rank_that_fails_ends_with_its_workers(shards):
+    context = multiprocessing.get_context("forkserver")
+    pids = context.SimpleQueue()
+    rank = context.Process(target=fail_in_the_middle, args=(shards, pids))
+    rank.start()
+    workers = [pids.get() for _ in range(2)]
+    rank.join(timeout=20)
+    ended = rank.exitcode
+    rank.kill()
+    assert ended == 1
+    assert not any(psutil.pid_exists(worker) for worker in workers)
 
 
 def check_goes_on(shards, workers, stop, **changes):

@@ -171,6 +171,15 @@ def test_a_shard_that_has_vanished_is_an_error(tmp_path):
         opened(tmp_path / "gone.tar")
 
 
+def test_a_shard_that_can_no_longer_be_read_is_an_error(tmp_path):
+    path = tmp_path / "s.tar"
+    write_tar(path, [("a.txt", b"1")])
+    shard = opened(path)
+    shard.close()
+    with pytest.raises(DataError, match=r"s\.tar cannot be read: Bad file descriptor"):
+        shard.read(0, lambda extension: True)
+
+
 def test_a_shard_that_shrinks_while_open_is_a_fault(tmp_path):
     path = tmp_path / "s.tar"
     write_tar(path, [("a.txt", b"12345678")])

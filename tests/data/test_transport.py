@@ -1,5 +1,6 @@
 """What arrives on the device is what was sent."""
 
+import multiprocessing
 import pickle
 import sys
 from collections import Counter
@@ -129,6 +130,20 @@ def test_a_part_of_a_batch_holds_its_block():
     ]
     for number, part in parts:
         assert torch.equal(part, some_batch(number).images.patches[5:7])
+
+
+def test_a_copy_of_this_process_that_drops_a_batch_leaves_its_block():
+    received = ReceivedBlocks()
+    blocks = SharedBlocks(received.number, worker=0)
+    sent = ForkingPickler.dumps(blocks.send(Parcel.of(some_batch(new_block=blocks.new))))
+    held = [pickle.loads(sent).open()]
+    copy = multiprocessing.get_context("fork").Process(target=held.clear)
+    copy.start()
+    copy.join()
+    (flag,) = (block.flag for block in blocks._blocks)
+    assert flag == 1
+    held.clear()
+    assert flag == 0
 
 
 def test_a_batch_that_needs_more_room_gets_another_block():
