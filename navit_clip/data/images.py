@@ -119,7 +119,7 @@ class EncodedImage:
             return _rgb(ImageOps.exif_transpose(self._image or _opened(self._data)))
 
     def _jpeg(self, height: int, width: int) -> UInt8[np.ndarray, "height width 3"] | None:
-        """The picture by libjpeg-turbo; None where it is damaged, and so Pillow's to judge."""
+        """The picture by libjpeg-turbo; None where it is damaged or too large, and so Pillow's to judge."""
         height, width = min(2 * height, self.height), min(2 * width, self.width)
         try:
             pixels = simplejpeg.decode_jpeg(
@@ -128,13 +128,14 @@ class EncodedImage:
                 min_width=height if self._turned else width,
                 min_factor=_LEAST_REDUCTION,
             )
-        except ValueError:
+        except (ValueError, MemoryError):
             return None
         if self._orientation not in _KNOWN_ORIENTATIONS:
             return pixels
         stored = Image.fromarray(pixels)
         stored.getexif()[_ORIENTATION_TAG] = self._orientation
-        return np.array(ImageOps.exif_transpose(stored))
+        with _pillow():
+            return np.array(ImageOps.exif_transpose(stored))
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -200,7 +201,10 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
 
 @contextmanager
 def _pillow() -> Iterator[None]:
-    """Pillow reports bad bytes by many exceptions and by warnings; out of here comes one SampleError."""
+    """Pillow reports bad bytes by many exceptions and by warnings; out of here comes one SampleError.
+
+    MemoryError among them: a header of a few bytes can ask for more than there is, or than Pillow allows.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

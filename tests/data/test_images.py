@@ -1,8 +1,10 @@
 """Every kind of picture comes out as upright RGB bytes; everything else as one SampleError."""
 
 import contextlib
+import resource
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,6 +213,29 @@ def test_what_is_no_image_is_undecodable(data):
 def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     assert cause(png_header(50_000, 50_000)) == "too many pixels"
     assert cause(png_header(13_400, 13_300)) == "too many pixels"
+
+
+def test_a_header_that_asks_for_too_much_memory_is_undecodable():
+    """Pillow raises MemoryError for a row so long, which is within the limit on pixels."""
+    with pytest.raises(SampleError, match="undecodable image: MemoryError"):
+        decode_image(png_header(100_000_000, 1))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("at_least", [(0, 0), (3000, 3000)])
+def test_an_image_without_room_for_it_is_undecodable_on_both_paths(orientation, at_least):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = EncodedImage(encode_image(Image.new("L", (4000, 4000)), "jpg", exif=exif))
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 20_000_000, limits[1]))
+    try:
+        with pytest.raises(SampleError, match="undecodable image: MemoryError"):
+            encoded.decode(at_least)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert encoded.decode(at_least).shape == (4000, 4000, 3)
 
 
 def test_a_bomb_in_a_text_chunk_is_undecodable():
