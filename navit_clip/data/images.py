@@ -179,7 +179,7 @@ def _check_scans(data: bytes) -> None:
         scans += marker == _START_OF_SCAN[1]
         if scans > _MAX_SCANS:
             raise SampleError("too many scans", f"a JPEG of more than {_MAX_SCANS}")
-        place = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2]))
+        place = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
 
 
 def _opened(data: bytes) -> Image.Image:
