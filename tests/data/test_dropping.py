@@ -102,6 +102,13 @@ def test_at_least_one_patch_stays_and_at_most_what_the_budget_counts_with(
     assert kept[-1] < num_patches
 
 
+def test_numbers_that_images_share_are_read_only():
+    first, second = (draw_kept(6, 0.0, SampleRandom(0, 0, key)) for key in "ab")
+    assert first is second
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 9
+
+
 def test_every_patch_is_kept_equally_often():
     kept = [draw_kept(10, 0.5, SampleRandom(0, 0, str(key))) for key in range(2000)]
     counts = np.bincount(np.concatenate(kept), minlength=10)

@@ -1,10 +1,11 @@
 """Patches lie where they should, in the order that weights expect."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from navit_clip.data.patches import cut_grid, cut_patches, image_patches
+from navit_clip.data.patches import cut_grid, cut_patches, image_patches, positions_of
 from navit_clip.data.resize import resize
 from tests.data_builders import encode_image, noise_picture
 
@@ -17,6 +18,13 @@ def test_a_patch_is_row_column_channel():
     for pixels, (row, column) in zip(patches.pixels, patches.position, strict=True):
         tile = image[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16]
         np.testing.assert_array_equal(pixels, tile.reshape(-1))
+
+
+def test_positions_that_images_share_are_read_only():
+    first, second = (positions_of((2, 3), np.arange(6)) for _ in range(2))
+    assert first is second
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 9
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 20), st.sampled_from([1, 2, 7, 16]))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from transformers import Siglip2ImageProcessor
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
+from navit_clip.data.augmentation import View
 from navit_clip.data.patches import cut_patches, image_patches
 from navit_clip.data.resize import grid_for, resize, tokens_of_side
 from navit_clip.data.samples import read_samples
@@ -90,6 +91,13 @@ def test_pixels_of_real_images_equal_those_of_transformers(real_shards, shard):
 def test_an_image_of_the_right_size_stays_as_it_is():
     image = noise_picture(32, 48)
     np.testing.assert_array_equal(resize(image, 32, 48), image)
+
+
+def test_a_mirrored_crop_one_pixel_wide_is_resized_as_any():
+    """Its strides are those of no picture that torch knows, for numpy keeps what an axis of one had."""
+    image = noise_picture(9, 1)
+    mirrored = View(1.0, 0.0, 0.0, mirrored=True).of(image)
+    np.testing.assert_array_equal(resize(mirrored, 16, 32), resize(image, 16, 32))
 
 
 def test_reducing_is_antialiased():

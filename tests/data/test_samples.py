@@ -56,6 +56,13 @@ def test_reads_captions_from_json(tmp_path, record, captions):
         assert one(tmp_path, "json.text", jpg=b"", json=mark + json.dumps(record)).captions == captions
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_json_may_hold_what_python_writes_for_no_number(tmp_path, mark):
+    record = mark + json.dumps({"text": "a", "x": [float("nan"), float("inf")]})
+    assert "NaN" in record
+    assert one(tmp_path, "json.text", jpg=b"", json=record).captions == ("a",)
+
+
 @pytest.mark.parametrize(
     ("caption_key", "captions"),
     [
