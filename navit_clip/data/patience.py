@@ -26,6 +26,7 @@ class Patience:
         self._faults = faults
         self._in_a_row: dict[Stage, int] = {"reading": 0, "decoding": 0}
         self._bad: set[tuple[int, int]] = set()
+        """Since one was decoded that is good; all there are would be too many to keep."""
 
     def good(self, stage: Stage) -> None:
         """One did well."""

@@ -423,6 +423,27 @@ def test_a_total_of_faults_ends_it(tmp_path):
             pass
 
 
+def test_a_total_of_faults_goes_on_with_a_resumed_run(tmp_path):
+    """It is of the whole run, which ends where it would have ended without a stop."""
+    bad = [{"__key__": f"x{n}", "jpg": b"bad", "txt": "a"} for n in range(3)]
+    write_shard(tmp_path / "s.tar", [*bad, *(pair(f"good{n}", n) for n in range(10))])
+
+    def keys_until_it_ends(batches):
+        keys = []
+        with pytest.raises(DataError, match=r"max_faults reached: 10 skipped: undecodable image: 10"):
+            keys.extend(batch.keys for batch in batches)
+        return keys
+
+    old = loader([str(tmp_path)], max_faults=10)
+    before = [batch.keys for batch in islice(old, 3)]
+    assert old.counts["skipped"]["undecodable image"] > 1
+    resumed = loader([str(tmp_path)], max_faults=10)
+    resumed.load_state(old.state())
+    whole = keys_until_it_ends(loader([str(tmp_path)], max_faults=10))
+    assert len(whole) > 3
+    assert before + keys_until_it_ends(resumed) == whole
+
+
 def test_random_numbers_of_others_are_left_alone(shards):
     torch.manual_seed(0)
     expected = torch.rand(3).tolist()
@@ -563,6 +584,17 @@ def test_bad_samples_between_good_ones_are_no_run_of_them(tmp_path):
     settings = {"lookahead": 64, "max_consecutive_faults": 120, "blocks_per_shard": 1}
     for batch in islice(loader([str(tmp_path)], **settings), 6):
         assert all("good" in key for key in batch.keys)
+
+
+def test_good_images_end_a_run_of_bad_ones_in_batches_that_have_some_of_both(tmp_path):
+    """Until a batch is whole, it is chosen again and again, and has images bad and good each time."""
+    samples = [pair(f"good{n}", n) if n % 2 else cut_off(f"bad{n}") for n in range(60)]
+    write_shard(tmp_path / "s.tar", samples)
+    settings = {"tokens_per_batch": 1024, "lookahead": 8, "max_consecutive_faults": 9}
+    batches = loader([str(tmp_path)], **settings)
+    for _ in islice(batches, 6):
+        pass
+    assert batches.counts["skipped"]["undecodable image"] > 30
 
 
 @pytest.mark.parametrize("workers", [0, 2])
