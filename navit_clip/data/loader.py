@@ -122,14 +122,15 @@ class TrainLoader:
         states = self._state["workers"][first:] + self._state["workers"][:first]
         blocks = ReceivedBlocks()
         handing = iter(self._data_loader(states, blocks.number))
-        if self._config.num_workers:
-            # Where this process fails, multiprocessing would ask its workers to end by a signal that they do
-            # not heed, and then wait for them.
-            Finalize(handing, _kill, (handing._workers,), exitpriority=0)  # pyright: ignore[reportAttributeAccessIssue]
-        for turn, handed in enumerate(handing):
-            if isinstance(handed, NavitClipError):
-                raise handed
-            yield Fetched(handed.parcel.open(), (first + turn) % num_workers, handed.state)
+        workers: Sequence[BaseProcess] = getattr(handing, "_workers", ())
+        ending = Finalize(None, _kill, (workers,), exitpriority=0)
+        try:
+            for turn, handed in enumerate(handing):
+                if isinstance(handed, NavitClipError):
+                    raise handed
+                yield Fetched(handed.parcel.open(), (first + turn) % num_workers, handed.state)
+        finally:
+            ending.cancel()
 
     def hand_out(self, fetched: Fetched) -> None:
         """A batch's turn has come: the next one of those that were fetched."""
@@ -267,7 +268,11 @@ def _leave_stopping_to_the_rank(worker: int) -> None:
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
-    """Those that still run."""
+    """For a process that ends in the middle of its batches.
+
+    multiprocessing would ask its workers to end by a signal that they do not heed, and then wait for them.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # by which DataLoader would report them as lost
     for worker in workers:
         worker.kill()
 

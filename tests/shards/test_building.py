@@ -104,6 +104,7 @@ def killed_at_file(number: int, out: str, words: list[str]) -> int:
 def killed_at_byte(number: int, out: str, words: list[str]) -> int:
     """The command, which the system ends as it writes byte `number` of a file."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    sys.dont_write_bytecode = True  # Python would leave modules that are cut short
     resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
     return main(words)
 
