@@ -122,15 +122,11 @@ class TrainLoader:
         states = self._state["workers"][first:] + self._state["workers"][:first]
         blocks = ReceivedBlocks()
         handing = iter(self._data_loader(states, blocks.number))
-        workers: Sequence[BaseProcess] = getattr(handing, "_workers", ())
-        ending = Finalize(None, _kill, (workers,), exitpriority=0)
-        try:
-            for turn, handed in enumerate(handing):
-                if isinstance(handed, NavitClipError):
-                    raise handed
-                yield Fetched(handed.parcel.open(), (first + turn) % num_workers, handed.state)
-        finally:
-            ending.cancel()
+        Finalize(None, _kill, (getattr(handing, "_workers", ()),), exitpriority=0)
+        for turn, handed in enumerate(handing):
+            if isinstance(handed, NavitClipError):
+                raise handed
+            yield Fetched(handed.parcel.open(), (first + turn) % num_workers, handed.state)
 
     def hand_out(self, fetched: Fetched) -> None:
         """A batch's turn has come: the next one of those that were fetched."""
@@ -268,9 +264,9 @@ def _leave_stopping_to_the_rank(worker: int) -> None:
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
-    """For a process that ends in the middle of its batches.
+    """Those that are left when their process ends.
 
-    multiprocessing would ask its workers to end by a signal that they do not heed, and then wait for them.
+    multiprocessing would ask them to end by a signal that they do not heed, and then wait for them.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # by which DataLoader would report them as lost
     for worker in workers:
