@@ -83,7 +83,6 @@ class EncodedImage:
         self._data = data
         self._orientation: int | None = None
         self._image: Image.Image | None = None
-        _check_scans(data)
         if (size := _plain_jpeg_size(data)) is not None:
             self._decodes_fast = True
             height, width = size
@@ -142,10 +141,16 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Height and width of a JPEG that nothing turns; None for all that Pillow is to look at.
 
     Pillow takes every table of a header apart, which takes as long as a twentieth of decoding.
+
+    Raises:
+        SampleError: "too many scans", of any JPEG.
     """
     if not data.startswith(_JPEG):
         return None
-    before_scan = data[: _first_scan(data)[0]]
+    place, is_only = _first_scan(data)
+    if not is_only:
+        _check_scans(data)
+    before_scan = data[:place]
     if any(mark in before_scan for mark in _ORIENTATION_MARKS):
         return None
     try:
@@ -171,9 +176,7 @@ def _first_scan(data: bytes) -> tuple[int, bool]:
 
 
 def _check_scans(data: bytes) -> None:
-    """Refuses a JPEG that takes many times as long as its size tells; what has one scan is not searched."""
-    if not data.startswith(_JPEG) or _first_scan(data)[1]:
-        return
+    """Refuses a JPEG that takes many times as long as its size tells, by a search of all of it."""
     scans, place = 0, 2
     while (found := _MARKER.search(data, place)) and (marker := data[found.end() - 1]) not in (0xD8, 0xD9):
         scans += marker == _START_OF_SCAN[1]
