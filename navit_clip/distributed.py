@@ -7,9 +7,12 @@ exchange of rows takes uneven counts.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import socket
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +32,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    ranks_per_node: int = 1
+    """Ranks that come one after the other and share a node's links: on all nodes as many, or 1."""
 
     @classmethod
     @contextmanager
@@ -56,7 +61,8 @@ class World:
         alone = dist.HashStore() if size == 1 else None  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=alone, rank=rank, world_size=size)
         try:
-            yield cls(rank, size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
+            world = cls(rank, size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
+            yield replace(world, ranks_per_node=ranks_per_node(world.gather_numbers(_host_number())()))
             dist.barrier()
         finally:
             dist.destroy_process_group()
@@ -139,3 +145,17 @@ class World:
         gathered = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(gathered, padded)
         return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+
+def ranks_per_node(hosts: Sequence[object]) -> int:
+    """How many ranks come one after the other on each host, or 1 where some have more than others.
+
+    Args:
+        hosts: every rank's, in rank order. They decide by which links rows travel, and nothing else.
+    """
+    runs = {len([*run]) for _, run in groupby(hosts)}
+    return runs.pop() if len(runs) == 1 else 1
+
+
+def _host_number() -> int:
+    return zlib.crc32(socket.gethostname().encode())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import product
 from types import ModuleType
@@ -79,8 +81,10 @@ def outcome(
     return Outcome(loss.item(), {name: grad.numpy() for name, grad in found.items() if grad is not None})
 
 
-def outcomes(world: World, cases: list[tuple]) -> list[Outcome]:
-    return [outcome(world, *case) for case in cases]
+def outcomes(world: World, cases: list[tuple], nodes: Sequence[int] = (1,)) -> list[list[Outcome]]:
+    """Of each case, on as many nodes of ranks as are asked for."""
+    worlds = [replace(world, ranks_per_node=world.size // number) for number in nodes]
+    return [[outcome(world, *case) for case in cases] for world in worlds]
 
 
 def assert_is(expected: Outcome, by_rank: list[Outcome]) -> None:
@@ -97,24 +101,29 @@ def assert_is(expected: Outcome, by_rank: list[Outcome]) -> None:
 
 
 @pytest.mark.parametrize(
-    "all_counts",
-    [[[25], [1]], [[5, 12], [0, 9], [1, 0]], [[5, 0, 17], [7, 7, 7]], [[5, 0, 17, 3], [0, 0, 0, 1]]],
-    ids=["1 rank", "2 ranks", "3 ranks", "4 ranks"],
+    ("all_counts", "nodes"),
+    [
+        ([[25], [1]], [1]),
+        ([[5, 12], [0, 9], [1, 0]], [1, 2]),
+        ([[5, 0, 17], [7, 7, 7]], [1, 3]),
+        ([[5, 0, 17, 3], [0, 0, 0, 1]], [1, 2, 4]),
+        ([[3, 1, 0, 9, 2, 5], [0, 0, 4, 0, 1, 0]], [2, 3]),
+    ],
+    ids=["1 rank", "2 ranks", "3 ranks", "4 ranks", "6 ranks"],
 )
-def test_loss_and_gradients_equal_the_dense_reference(all_counts):
+def test_loss_and_gradients_equal_the_dense_reference(all_counts, nodes):
     tiles = (TILE["cpu"], 4)
     cases: list[Any] = list(product(SETTINGS, all_counts, tiles))
     cases += [
         (config, all_counts[0], 4, wanted) for config in SETTINGS for wanted in (NAMES[0::2], NAMES[1::2])
     ]
-    if len(all_counts[0]) == 1:
-        results = [outcomes(ALONE, cases)]
-    else:
-        results = on_ranks(len(all_counts[0]), outcomes, cases)
-    for case, *by_rank in zip(cases, *results, strict=True):
-        config, counts, *rest = case
-        wanted = rest[1] if len(rest) > 1 else NAMES
-        assert_is(dense_reference(random_embeddings(sum(counts)), config, wanted), by_rank)
+    ranks = len(all_counts[0])
+    results = [outcomes(ALONE, cases)] if ranks == 1 else on_ranks(ranks, outcomes, cases, nodes)
+    for of_nodes in zip(*results, strict=True):
+        for case, *by_rank in zip(cases, *of_nodes, strict=True):
+            config, counts, *rest = case
+            wanted = rest[1] if len(rest) > 1 else NAMES
+            assert_is(dense_reference(random_embeddings(sum(counts)), config, wanted), by_rank)
 
 
 def open_clip_losses() -> ModuleType:

@@ -45,21 +45,30 @@ class Comparisons:
     wants_columns: bool
     """Of the columns."""
 
-    def tiles(self, owner: int, column_identity: Int64[Tensor, " columns"]) -> Iterator[Tile]:
-        """This rank's rows against a rank's columns by tiles: no larger part of the matrix ever exists."""
-        side = TILE[self.rows.device.type]
-        for row in range(0, self.counts[self.world.rank], side):
-            for column in range(0, self.counts[owner], side):
-                rows, columns = slice(row, row + side), slice(column, column + side)
-                yield Tile(rows, columns, self._positive(owner, rows, columns, column_identity))
+    def tiles(self, first: int, column_identity: Int64[Tensor, " columns"]) -> Iterator[Tile]:
+        """This rank's rows against columns, of which the first is a rank's first, by tiles.
 
-    def _positive(self, owner: int, rows: slice, columns: slice, column_identity: Tensor) -> Tensor | None:
+        No larger part of the matrix ever exists.
+        """
+        side = TILE[self.rows.device.type]
+        shift = sum(self.counts[: self.world.rank]) - sum(self.counts[:first])
+        for row in range(0, len(self.rows), side):
+            for column in range(0, len(column_identity), side):
+                rows, columns = slice(row, row + side), slice(column, column + side)
+                yield Tile(rows, columns, self._positive(rows, columns, column_identity, shift))
+
+    def _positive(
+        self, rows: slice, columns: slice, column_identity: Tensor, shift: int
+    ) -> Bool[Tensor, "rows columns"] | None:
+        """Where row i and column i + shift are a pair."""
         if self.same_caption:
             return self.identity[rows, None] == column_identity[columns]
-        if owner != self.world.rank or rows != columns:
+        row = range(rows.start + shift, min(rows.stop, len(self.rows)) + shift)
+        column = range(columns.start, min(columns.stop, len(column_identity)))
+        if row.stop <= column.start or column.stop <= row.start:
             return None
-        size = min(rows.stop, len(self.rows)) - rows.start
-        return torch.eye(size, dtype=torch.bool, device=self.rows.device)
+        own, theirs = (torch.arange(part.start, part.stop, device=self.rows.device) for part in (row, column))
+        return own[:, None] == theirs
 
 
 class Sums(NamedTuple):

@@ -23,10 +23,10 @@ def sigmoid_sums(comparisons: Comparisons) -> Sums:
     """Loss and gradients, not yet divided by the number of pairs."""
     total = Accumulator(comparisons)
 
-    def visit(owner: int, arrived: list[Tensor]) -> list[Tensor]:
+    def visit(first: int, arrived: list[Tensor]) -> list[Tensor]:
         columns, identity = arrived
         made = torch.zeros_like(columns) if comparisons.wants_columns else None
-        for tile in comparisons.tiles(owner, identity):
+        for tile in comparisons.tiles(first, identity):
             scaled = comparisons.rows[tile.rows] * comparisons.logit_scale
             doubt = torch.addmm(comparisons.logit_bias, scaled, columns[tile.columns].T)  # -z * logits
             signs = None if tile.positive is None else torch.where(tile.positive, -1.0, 1.0)

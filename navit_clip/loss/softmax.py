@@ -22,10 +22,10 @@ def softmax_sums(comparisons: Comparisons) -> Sums:
     counts, world, identity = comparisons.counts, comparisons.world, comparisons.identity
     log_rows = torch.full_like(comparisons.rows[:, 0], -torch.inf)
 
-    def normalise(owner: int, arrived: list[Tensor]) -> list[Tensor]:
+    def normalise(first: int, arrived: list[Tensor]) -> list[Tensor]:
         columns, column_identity = arrived
         log_columns = torch.full_like(columns[:, 0], -torch.inf)
-        for tile in comparisons.tiles(owner, column_identity):
+        for tile in comparisons.tiles(first, column_identity):
             logits = _logits(comparisons, tile, columns)
             log_rows[tile.rows] = log_rows[tile.rows].logaddexp(logits.logsumexp(1))
             log_columns[tile.columns] = log_columns[tile.columns].logaddexp(logits.logsumexp(0))
@@ -37,10 +37,10 @@ def softmax_sums(comparisons: Comparisons) -> Sums:
     total.loss += ((log_rows + log_columns) / 2).sum()
     share = _share_of_a_positive(comparisons)
 
-    def differentiate(owner: int, arrived: list[Tensor]) -> list[Tensor]:
+    def differentiate(first: int, arrived: list[Tensor]) -> list[Tensor]:
         columns, column_identity, log_columns = arrived
         made = torch.zeros_like(columns) if comparisons.wants_columns else None
-        for tile in comparisons.tiles(owner, column_identity):
+        for tile in comparisons.tiles(first, column_identity):
             logits = _logits(comparisons, tile, columns)
             target = None if tile.positive is None else tile.positive * share[tile.rows, None]
             if target is not None:

@@ -200,9 +200,11 @@ def test_the_batches_of_two_steps_are_on_the_device(root):
 
 def test_the_loss_keeps_rows_and_a_tile(root):
     of = with_lengths(b16(root), [64] * 1000, 16)
-    # Image and text embeddings and their gradients, and 4 more sides that travel; 3 copies of a tile.
+    # Image and text embeddings and their gradients; 3 sides of each rank of a node, 4 more that travel
+    # between nodes; 3 copies of a tile, which has the captions of a node up to its own side.
     assert loss_bytes(of, 1, "cuda") == 4 * 1000 * 768 * 4 + 3 * 4 * 1000**2
-    assert loss_bytes(of, 2, "cuda") == 8 * 1000 * 768 * 4 + 3 * 4 * 1000**2
+    assert loss_bytes(of, 2, "cuda") == 10 * 1000 * 768 * 4 + 3 * 4 * 1000 * 2000
+    assert loss_bytes(of, 16, "cuda") == 32 * 1000 * 768 * 4 + 3 * 4 * 1000 * 4096
     assert loss_bytes(of, 1, "cpu") == loss_bytes(of, 1, "cuda")
 
 
@@ -352,11 +354,14 @@ def test_the_time_of_the_loss(root):
     """1000 pairs of 768: 6 n^2 w operations in fp32 and 40 n^2 bytes; 8 n w bytes a journey."""
     block = 6 * 1e6 * 768 / (0.75 * 67e12) + 40e6 / (0.85 * 3.35e12)
     journey = 15e-6 + 8 * 1000 * 768 / 42.5e9
+    shared = 15e-6 + 7 * 4 * 1000 * 768 / 382.5e9
     assert loss_time(1000.0, 768, 1, H100) == pytest.approx(block)
-    assert journey > block
-    assert loss_time(1000.0, 768, 1024, H100) == pytest.approx(1025 * journey)
-    in_a_node = 15e-6 + 8 * 1000 * 768 / 382.5e9
-    assert loss_time(1000.0, 768, 8, H100) == pytest.approx(8 * block + in_a_node)
+    assert loss_time(1000.0, 768, 8, H100) == pytest.approx(8 * block + 2 * shared)
+    assert block < journey < 8 * block
+    assert loss_time(1000.0, 768, 1024, H100) == pytest.approx(128 * (8 * block + 2 * shared) + journey)
+    slow = replace(H100, network_rate=H100.network_rate / 8)
+    journey = 15e-6 + 8 * 8 * 1000 * 768 / 42.5e9
+    assert loss_time(1000.0, 768, 1024, slow) == pytest.approx(128 * (journey + 2 * shared) + journey)
 
 
 def test_all_wait_for_the_slowest_rank_and_for_the_hosts(root):
@@ -373,14 +378,14 @@ def test_all_wait_for_the_slowest_rank_and_for_the_hosts(root):
 
 
 def test_what_weak_scaling_says_of_so400m(root):
-    """The row of docs/scaling.md with checkpoints at 384 px: 228 images of 576 patches fit, 94 % at 1024."""
+    """The row of docs/scaling.md with checkpoints at 384 px: 228 images of 576 patches fit, 98 % at 1024."""
     model = f"model.from={root}/configs/model/so400m16.yaml"
     config = b16(root, model, "model.image.checkpoint_blocks=true")
     of = with_lengths(config, [576] * 228, 16)
     assert memory_of(config, of, 8).peak < H100.memory
     node, many = (step_time(config, of, ranks, H100).total for ranks in (8, 1024))
     assert node == pytest.approx(1.10, abs=0.01)
-    assert node / many == pytest.approx(0.94, abs=0.005)
+    assert node / many == pytest.approx(0.98, abs=0.005)
 
 
 def test_the_precision_of_the_towers_is_that_of_their_rates(root):

@@ -83,6 +83,8 @@ MEMORY_REACHED = 0.85
 """Of the data sheet's bandwidth: an assumption, as are the shares without a source above and below."""
 NETWORK_REACHED = 0.85
 """NCCL's bus bandwidth over that of the links, large messages."""
+NODE_SIZE = 8
+"""GPUs that NVLink joins."""
 USABLE = 0.92
 """Of a GPU's memory: the context, NCCL's buffers and the allocator's gaps take the rest."""
 
@@ -101,7 +103,7 @@ def _gpu(name: str, bf16: float, fp32: float, memory: float, gib: int, links: fl
         fresh_rate=MEMORY_REACHED * memory,
         hook_time=0.0,
         memory=USABLE * gib * GIB,
-        node_size=8,
+        node_size=NODE_SIZE,
         node_rate=NETWORK_REACHED * links / 2,
         network_rate=NETWORK_REACHED * adapter,
     )

@@ -14,6 +14,7 @@ from navit_clip.model import TOWERS, Tower
 from navit_clip.model.blocks import TransformerConfig
 from training.config import RunConfig
 from training.engine import BUCKET, EngineConfig
+from training.plan.hardware import NODE_SIZE
 from training.plan.passes import LIVE
 from training.plan.weights import (
     FP32,
@@ -139,11 +140,17 @@ def block_bytes(tower: TransformerConfig, half: bool, device_type: str) -> float
 
 
 def loss_bytes(workload: Workload, num_ranks: int, device_type: str) -> float:
-    """Embeddings and gradients of both sides, two more ranks' on the way, and some copies of a tile."""
+    """Embeddings and gradients of both sides, those on their way, and some copies of a tile.
+
+    A node's captions are there with what this rank and others made of them, two more ranks' on the network.
+    """
     rows = workload.pairs * workload.model.image.width * FP32
-    side = min(workload.pairs, TILE[device_type])
-    travelling = 4 if num_ranks > 1 else 0
-    return (4 + travelling) * rows + 3 * FP32 * side**2
+    on_a_node = min(num_ranks, NODE_SIZE)
+    shared = 3 * on_a_node if on_a_node > 1 else 0
+    travelling = 4 if num_ranks > on_a_node else 0
+    columns = min(on_a_node * workload.pairs, TILE[device_type])
+    tile = min(workload.pairs, TILE[device_type]) * columns
+    return (4 + shared + travelling) * rows + 3 * FP32 * tile
 
 
 def gradient_bytes(config: RunConfig, num_ranks: int, device_type: str) -> tuple[float, float, float]:

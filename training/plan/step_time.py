@@ -140,17 +140,19 @@ def block_time(tower: TransformerConfig, half: bool, hardware: Hardware) -> floa
 
 
 def loss_time(pairs: float, dim: int, num_ranks: int, hardware: Hardware) -> float:
-    """A rank's images against all captions: per rank that captions come from, a block or their journey.
+    """A rank's images against all captions, those of a node at a time.
 
-    While a rank works on captions the next ones arrive, so the longer of the two counts. Captions travel with
-    their gradient, in fp32, from each rank to the next: the links to another node bear that of one rank.
+    They come from the node before with their gradients, in fp32, each rank's over its own adapter, while it
+    works on those that are there: the longer of the two counts. The ranks of a node share what has arrived
+    before they work on it, and give the gradients back afterwards, which nothing hides.
     """
-    work = 3 * 2 * pairs**2 * dim / hardware.loss_rate + 10 * FP32 * pairs**2 / hardware.memory_rate
-    if num_ranks == 1:
-        return work
-    rate = hardware.network_rate if num_ranks > hardware.node_size else hardware.node_rate
-    journey = hardware.latency + 2 * FP32 * pairs * dim / rate
-    return num_ranks * max(work, journey) + journey
+    rows = FP32 * pairs * dim
+    block = 3 * 2 * pairs**2 * dim / hardware.loss_rate + 10 * FP32 * pairs**2 / hardware.memory_rate
+    on_a_node = min(num_ranks, hardware.node_size)
+    shared = hardware.latency + (on_a_node - 1) * rows / hardware.node_rate if on_a_node > 1 else 0.0
+    nodes = math.ceil(num_ranks / on_a_node)
+    journey = hardware.latency + 2 * rows / hardware.network_rate if nodes > 1 else 0.0
+    return nodes * (2 * shared + max(on_a_node * block, journey)) + journey
 
 
 def exchange_bytes(engine: EngineConfig, every: Weights, trained: Weights, on_cpu: bool) -> float:
