@@ -46,11 +46,15 @@ class Setting(NamedTuple):
     """Of images, a rank and step."""
     checkpoints: bool = False
     """Of the image tower's blocks."""
+    products: str = "fp32"
+    """Of the loss."""
 
 
 SETTINGS = (
     Setting("B/16, sides 64-256, half dropped", "b16", None, 65536),
+    Setting("B/16, the same, loss in TF32", "b16", None, 65536, products="tf32"),
     Setting("L/16, sides 64-256, half dropped", "l16", None, 57344),
+    Setting("L/16, the same, loss in TF32", "l16", None, 57344, products="tf32"),
     Setting("L/16, 384 px", "l16", 384, 65536),
     Setting("So400m/16, 384 px", "so400m16", 384, 57344),
     Setting("So400m/16, 384 px, checkpoints", "so400m16", 384, 131072, checkpoints=True),
@@ -117,6 +121,7 @@ def planned(setting: Setting) -> tuple[RunConfig, Workload]:
     overrides = ["data.shards=[SHARDS]", f"model.from={ROOT}/configs/model/{setting.model}.yaml"]
     overrides += [f"data.tokens_per_batch={setting.tokens}"]
     overrides += [f"model.image.checkpoint_blocks={str(setting.checkpoints).lower()}"]
+    overrides += [f"loss.products={setting.products}"]
     if setting.side:
         overrides += [f"data.resolution.{end}_side={setting.side}" for end in ("min", "max")]
         overrides += ["data.drop.rate=0.0"]

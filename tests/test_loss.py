@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import product
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from navit_clip.batch import Embeddings
 from navit_clip.distributed import World
 from navit_clip.loss import LossConfig, contrastive_loss
-from navit_clip.loss.comparisons import TILE
+from navit_clip.loss.comparisons import TILE, Comparisons, Sums
+from navit_clip.loss.sigmoid import sigmoid_sums
 from tests.ranks import on_ranks
 
 DIM = 16
@@ -192,6 +194,48 @@ def test_the_loss_is_fp32_under_autocast(config):
     assert found.loss == plain.loss
     for name in NAMES:
         np.testing.assert_array_equal(found.gradients[name], plain.gradients[name])
+
+
+@pytest.mark.parametrize(("products", "inside"), [("fp32", "highest"), ("tf32", "high")])
+@pytest.mark.parametrize("fails", [False, True])
+def test_products_are_as_asked_inside_the_loss_and_nowhere_else(monkeypatch, products, inside, fails):
+    seen = []
+
+    def watched(comparisons: Comparisons) -> Sums:
+        seen.append(torch.get_float32_matmul_precision())
+        if fails:
+            raise RuntimeError("out of memory, say")
+        return sigmoid_sums(comparisons)
+
+    monkeypatch.setattr("navit_clip.loss.contrastive.sigmoid_sums", watched)
+    usual = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(RuntimeError) if fails else nullcontext():
+            contrastive_loss(LossConfig(products=products), random_embeddings(20), [20], ALONE)
+        assert (seen, torch.get_float32_matmul_precision()) == ([inside], "medium")
+    finally:
+        torch.set_float32_matmul_precision(usual)
+
+
+def rounded_to_tf32(values: torch.Tensor) -> torch.Tensor:
+    """Ten bits of mantissa instead of fp32's 23, to the nearest, ties to even."""
+    bits = values.float().view(torch.int32)
+    bits = (bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF
+    return bits.view(torch.float32).double()
+
+
+def test_tf32_moves_gradients_by_less_than_a_thousandth():
+    """The streamed loss's three products, their operands rounded as a GPU rounds them."""
+    image, text = (F.normalize(torch.randn(512, 256), dim=1) for _ in "it")
+    signs = 2 * torch.eye(512) - 1
+    gradients = []
+    for operand in (torch.Tensor.double, rounded_to_tf32):
+        logits = operand(10 * image) @ operand(text).T - 10
+        of_logits = -signs * torch.sigmoid(-signs * logits)
+        gradients.append((operand(of_logits) @ operand(text), operand(of_logits).T @ operand(image)))
+    for exact, found in zip(*gradients, strict=True):
+        assert 1e-5 < (found - exact).norm() / exact.norm() < 1e-3
 
 
 def test_without_a_gradient_there_is_the_same_loss():

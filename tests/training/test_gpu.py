@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
-from navit_clip.batch import Batch
+from navit_clip.batch import Batch, Embeddings
 from navit_clip.data import TrainLoader
 from navit_clip.distributed import World
 from navit_clip.loss import LossConfig, contrastive_loss
@@ -77,6 +78,21 @@ def test_bf16_is_near_fp32(device):
 def test_fp32_is_the_same_everywhere(device):
     expected = embeddings_and_gradients(torch.device("cpu"), torch.float32)
     assert max(relative_errors(embeddings_and_gradients(device, torch.float32), expected)) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("products", "bound"), [("fp32", 2e-6), ("tf32", 2e-3)])
+def test_the_loss_is_as_exact_as_its_products(products: Literal["fp32", "tf32"], bound: float):
+    pairs = [torch.nn.functional.normalize(torch.randn(2000, 256, device="cuda"), dim=1) for _ in range(2)]
+    found = []
+    for dtype in (torch.float32, torch.float64):  # there is no tf32 in fp64
+        image, text = (part.to(dtype).requires_grad_() for part in pairs)
+        scalars = [torch.tensor([value], dtype=dtype, device="cuda") for value in (10.0, -10.0)]
+        embeddings = Embeddings(image, text, torch.arange(2000, device="cuda"), *scalars)
+        loss = contrastive_loss(LossConfig(products=products), embeddings, [2000], World(0, 1, image.device))
+        found.append(torch.autograd.grad(loss, (image, text)))
+    assert max(relative_errors(*([part.double() for part in parts] for parts in found))) < bound
 
 
 @pytest.mark.gpu

@@ -209,19 +209,20 @@ def test_the_loss_keeps_rows_and_a_tile(root):
 
 
 def test_the_gpus_are_those_of_the_data_sheets():
-    """TFLOP/s in bf16 and fp32, TB/s and GiB of memory, GB/s of NVLink one way and of an adapter."""
+    """TFLOP/s in bf16, TF32 and fp32, TB/s and GiB of memory, GB/s of NVLink one way and of an adapter."""
     sheets = {
-        "a100": (312, 19.5, 2.039, 80, 300, 25),
-        "h100": (989, 67, 3.35, 80, 450, 50),
-        "h200": (989, 67, 4.8, 141, 450, 50),
+        "a100": (312, 156, 19.5, 2.039, 80, 300, 25),
+        "h100": (989, 494, 67, 3.35, 80, 450, 50),
+        "h200": (989, 494, 67, 4.8, 141, 450, 50),
     }
     assert set(GPUS) == set(sheets)
-    for name, (bf16, fp32, memory, gib, links, adapter) in sheets.items():
+    for name, (bf16, tf32, fp32, memory, gib, links, adapter) in sheets.items():
         gpu = asdict(GPUS[name])
         expected = {
             "product_rate": 0.75 * bf16 * 1e12,
             "attention_rate": 0.35 * bf16 * 1e12,
             "loss_rate": 0.75 * fp32 * 1e12,
+            "tf32_rate": 0.75 * tf32 * 1e12,
             "memory_rate": 0.85 * memory * 1e12,
             "norm_rate": 0.85 * memory * 1e12,
             "gelu_rate": 0.85 * memory * 1e12,
@@ -362,6 +363,14 @@ def test_the_time_of_the_loss(root):
     slow = replace(H100, network_rate=H100.network_rate / 8)
     journey = 15e-6 + 8 * 8 * 1000 * 768 / 42.5e9
     assert loss_time(1000.0, 768, 1024, slow) == pytest.approx(128 * (journey + 2 * shared) + journey)
+
+
+def test_the_loss_in_tf32(root):
+    config = b16(root, "loss.products=tf32")
+    of = workload(config)
+    quick = replace(H100, loss_rate=0.75 * 494e12)
+    assert step_time(config, of, 64, H100).loss == loss_time(of.pairs, 768, 64, quick)
+    assert step_time(b16(root), of, 64, H100).loss == loss_time(of.pairs, 768, 64, H100)
 
 
 def test_all_wait_for_the_slowest_rank_and_for_the_hosts(root):

@@ -33,6 +33,8 @@ class Hardware:
     """Those of attention, forward and backward."""
     loss_rate: float
     """Those of fp32 matrix products, in which the loss is computed."""
+    tf32_rate: float
+    """Those of TF32 ones, where the loss may use them; a CPU has none, and computes in fp32."""
     memory_rate: float
     """Bytes between memory and the device, as they are reached."""
     norm_rate: float
@@ -89,7 +91,7 @@ USABLE = 0.92
 """Of a GPU's memory: the context, NCCL's buffers and the allocator's gaps take the rest."""
 
 
-def _gpu(name: str, bf16: float, fp32: float, memory: float, gib: int, links: float) -> Hardware:
+def _gpu(name: str, bf16: float, tf32: float, fp32: float, memory: float, gib: int, links: float) -> Hardware:
     """A GPU in nodes of eight, each with an adapter of 400 Gb/s (H100 and H200) or 200 Gb/s (A100)."""
     adapter = 25e9 if name == "a100" else 50e9
     return Hardware(
@@ -97,6 +99,7 @@ def _gpu(name: str, bf16: float, fp32: float, memory: float, gib: int, links: fl
         product_rate=REACHED * bf16,
         attention_rate=ATTENTION_REACHED * bf16,
         loss_rate=REACHED * fp32,
+        tf32_rate=REACHED * tf32,
         memory_rate=MEMORY_REACHED * memory,
         norm_rate=MEMORY_REACHED * memory,
         gelu_rate=MEMORY_REACHED * memory,
@@ -110,10 +113,10 @@ def _gpu(name: str, bf16: float, fp32: float, memory: float, gib: int, links: fl
 
 
 GPUS = {
-    # NVIDIA's data sheets, SXM: dense bfloat16, fp32, memory bandwidth, memory, NVLink both ways.
-    "a100": _gpu("a100", 312e12, 19.5e12, 2.039e12, 80, 600e9),
-    "h100": _gpu("h100", 989e12, 67e12, 3.35e12, 80, 900e9),
-    "h200": _gpu("h200", 989e12, 67e12, 4.8e12, 141, 900e9),
+    # NVIDIA's data sheets, SXM: dense bfloat16, TF32, fp32, memory bandwidth, memory, NVLink both ways.
+    "a100": _gpu("a100", 312e12, 156e12, 19.5e12, 2.039e12, 80, 600e9),
+    "h100": _gpu("h100", 989e12, 494e12, 67e12, 3.35e12, 80, 900e9),
+    "h200": _gpu("h200", 989e12, 494e12, 67e12, 4.8e12, 141, 900e9),
 }
 
 
@@ -145,13 +148,15 @@ def _measured(workload: Workload, world: World, dtype: torch.dtype, num_ranks: i
     ]
     product_rate = _product_rate(sizes, dtype)
     memory_rate = _memory_rate()
+    fp32_rate = product_rate if dtype == torch.float32 else _product_rate(sizes, torch.float32)
     between = memory_rate / 4 if world.size == 1 else _exchange_rate(world)
     width, hidden, tokens = sizes[0]
     return Hardware(
         name="this",
         product_rate=product_rate,
         attention_rate=_attention_rate(dtype),
-        loss_rate=product_rate if dtype == torch.float32 else _product_rate(sizes, torch.float32),
+        loss_rate=fp32_rate,
+        tf32_rate=fp32_rate,
         memory_rate=memory_rate,
         norm_rate=_norm_rate(tokens, width),
         gelu_rate=_gelu_rate(tokens, hidden),

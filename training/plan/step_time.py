@@ -7,7 +7,7 @@ GELU, residual sums, casts) at the rate of the memory. So utilisation is a resul
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from navit_clip.model import TOWERS, Tower
 from navit_clip.model.blocks import TransformerConfig
@@ -72,6 +72,8 @@ def step_time(
     every, trained = all_weights(config), trained_weights(config)
     batches, stage = engine.accumulation, engine.zero_stage
     towers = batches * towers_time(config, workload, hardware) * (1 + waits.towers)
+    if config.loss.products == "tf32":
+        hardware = replace(hardware, loss_rate=hardware.tf32_rate)
     loss = loss_time(batches * workload.pairs, workload.model.image.width, num_ranks, hardware)
     depth = sum(getattr(config.model, name).depth for name in TOWERS)
     on_cpu = hardware.name == "this"
