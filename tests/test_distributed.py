@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from navit_clip.distributed import World
+from navit_clip.distributed import World, ranks_per_node
 from navit_clip.errors import ConfigError
 from tests.ranks import on_ranks
 
@@ -23,6 +23,7 @@ def exchange(world: World) -> dict:
         "objects": world.gather_objects({"rank": world.rank}),
         "sum": world.sum(torch.tensor([1.0, world.rank])).tolist(),
         "main": world.is_main,
+        "ranks_per_node": world.ranks_per_node,
         "made": world.from_main(lambda: f"by rank {world.rank}"),
         "failed": failure(world),
     }
@@ -45,7 +46,16 @@ def test_three_ranks_exchange_uneven_rows():
         assert found["objects"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert found["sum"] == [3.0, 3.0]
         assert found["main"] == (rank == 0)
+        assert found["ranks_per_node"] == 3
         assert (found["made"], found["failed"]) == ("by rank 0", "on rank 0")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [("a", 1), ("aabb", 2), ("aaaa", 4), ("aab", 1), ("abab", 1), ("aabbaa", 2)],
+)
+def test_a_node_is_as_many_ranks_in_a_row_on_every_host(hosts, expected):
+    assert ranks_per_node(hosts) == expected
 
 
 def test_a_world_of_one_needs_no_exchange():

@@ -44,8 +44,8 @@ class Hardware:
     fresh_rate: float
     """Those written to memory that was just obtained: a CPU's system clears it page by page, and takes it
     back when it is freed, where a GPU's allocator keeps it."""
-    hook_time: float
-    """Seconds of DeepSpeed's Python for each of the model's tensors at ZeRO 1; a GPU's host runs ahead."""
+    call_time: float
+    """Seconds that a host takes for a small operation; a GPU's host runs ahead."""
     memory: float
     """Bytes that a run may use."""
     node_size: int
@@ -75,8 +75,6 @@ GELU_PASSES = 5
 """Over the values of GELU, forward (2) and backward (3)."""
 MOST_ROWS = 4096
 """On which rates are measured: more change nothing, and take minutes and gigabytes."""
-HOOK_TIME = 2.5e-4
-"""On an EPYC: 72 tensors too small to matter take 18 ms longer at ZeRO 1 than at 0, and 36 ms at ZeRO 3."""
 REACHED = 0.75
 """Of the data sheet's matrix-product rate: cuBLAS in bfloat16 on large matrices."""
 ATTENTION_REACHED = 0.35
@@ -104,7 +102,7 @@ def _gpu(name: str, bf16: float, tf32: float, fp32: float, memory: float, gib: i
         norm_rate=MEMORY_REACHED * memory,
         gelu_rate=MEMORY_REACHED * memory,
         fresh_rate=MEMORY_REACHED * memory,
-        hook_time=0.0,
+        call_time=0.0,
         memory=USABLE * gib * GIB,
         node_size=NODE_SIZE,
         node_rate=NETWORK_REACHED * links / 2,
@@ -161,7 +159,7 @@ def _measured(workload: Workload, world: World, dtype: torch.dtype, num_ranks: i
         norm_rate=_norm_rate(tokens, width),
         gelu_rate=_gelu_rate(tokens, hidden),
         fresh_rate=_fresh_rate(),
-        hook_time=HOOK_TIME,
+        call_time=_call_time(),
         memory=_available_memory() / num_ranks,
         node_size=os.cpu_count() or 1,
         node_rate=between,
@@ -248,6 +246,17 @@ def _memory_rate(numbers: int = 2**24) -> float:
     """Of adding two long vectors: two are read and one is written."""
     left, right, total = (torch.ones(numbers) for _ in range(3))
     return 3 * 4.0 * numbers / _seconds(lambda: torch.add(left, right, out=total))
+
+
+def _call_time(calls: int = 1000) -> float:
+    """Of adding two short vectors."""
+    left, right = torch.ones(4), torch.ones(4)
+
+    def add() -> None:
+        for _ in range(calls):
+            _ = left + right
+
+    return _seconds(add) / calls
 
 
 def _seconds(run: Callable[[], object], turns: int = 5) -> float:
