@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import turns
@@ -23,7 +24,7 @@ from benchmarks.peers.workload import SIZES, Size
 from navit_clip.batch import offsets_of
 from navit_clip.model import choose_backend
 from navit_clip.model.attention import packed_attention
-from navit_clip.model.blocks import Transformer, gelu, layer_norm
+from navit_clip.model.blocks import Transformer, gelu
 
 LENGTH = 196
 
@@ -50,7 +51,7 @@ def main() -> None:
 
 def parts(size: Size, images: int, machine: Machine) -> dict[str, Run]:
     """What takes turns, on that many images."""
-    config, tokens = tower_config(size), images * LENGTH
+    tokens = images * LENGTH
     offsets = offsets_of([LENGTH] * images).to(machine.device)
 
     def noise(*shape: int) -> Tensor:
@@ -66,7 +67,6 @@ def parts(size: Size, images: int, machine: Machine) -> dict[str, Run]:
         for _, _, gradient in products:
             gradient.sum(0)
 
-    norm = layer_norm(size.width, config).to(machine.device, machine.dtype)
     heads = noise(tokens, 3, size.num_heads, size.width // size.num_heads).unbind(1)
     return {
         "block": whole_block(size, offsets, machine, compiled=False),
@@ -74,7 +74,10 @@ def parts(size: Size, images: int, machine: Machine) -> dict[str, Run]:
         "products with weights": weights,
         "attention": both_ways(lambda q, k, v: packed_attention(q, k, v, offsets, LENGTH), *heads),
         "GELU": both_ways(gelu, noise(tokens, size.mlp_dim)),
-        "a norm": both_ways(lambda values, *_: norm(values), noise(tokens, size.width), *norm.parameters()),
+        "a norm": both_ways(
+            lambda values, *weights: F.layer_norm(values, values.shape[1:], *weights),
+            *(noise(*shape) for shape in ((tokens, size.width), (size.width,), (size.width,))),
+        ),
         "sums of biases' gradients": biases,
     }
 
