@@ -34,6 +34,8 @@ class World:
     device: torch.device
     ranks_per_node: int = 1
     """Ranks that come one after the other and share a node's links: on all nodes as many, or 1."""
+    node: dist.ProcessGroup | None = None
+    """Those of this rank's node; None where it is taken to be alone there."""
 
     @classmethod
     @contextmanager
@@ -62,10 +64,20 @@ class World:
         dist.init_process_group(backend, store=alone, rank=rank, world_size=size)
         try:
             world = cls(rank, size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
-            yield replace(world, ranks_per_node=ranks_per_node(world.gather_numbers(_host_number())()))
+            hosts = world.gather_numbers(_host_number())()
+            world.sum(torch.zeros(1, device=world.device))  # NCCL wants all ranks in its first exchange
+            yield world.in_nodes_of(ranks_per_node(hosts))
             dist.barrier()
         finally:
             dist.destroy_process_group()
+
+    def in_nodes_of(self, ranks_per_node: int) -> World:
+        """The same ranks, so many of which, one after the other, are a node. All ranks of a node call it."""
+        assert self.size % ranks_per_node == 0, (self.size, ranks_per_node)
+        first = self.rank - self.rank % ranks_per_node
+        ranks = [*range(first, first + ranks_per_node)]
+        node = dist.new_group(ranks, use_local_synchronization=True) if ranks_per_node > 1 else None
+        return replace(self, ranks_per_node=ranks_per_node, node=node)
 
     @property
     def is_main(self) -> bool:

@@ -75,7 +75,7 @@ def test_two_nodes_train_one_run(tmp_path: Path, launcher: str):
     launchers = [start(command, log) for command, log in zip(commands, logs, strict=True)]
     for process, log in zip(launchers, logs, strict=True):
         assert process.wait(SECONDS) == 0, log.read_text()
-    assert "on 2 x cpu" in (Path(config.folder) / "out.log").read_text()
+    assert "on 2 x cpu, 2 a node" in (Path(config.folder) / "out.log").read_text()
     assert resolve_model_folder(config.folder).is_dir()
 
 
@@ -84,7 +84,7 @@ def test_deepspeed_starts_the_ranks_of_one_node(tmp_path: Path):
     command = deepspeed(write(config, tmp_path), "--num_gpus", "2", "--master_port", free_port())
     log = tmp_path / "log"
     assert start(command, log).wait(SECONDS) == 0, log.read_text()
-    assert "on 2 x cpu" in (Path(config.folder) / "out.log").read_text()
+    assert "on 2 x cpu, 2 a node" in (Path(config.folder) / "out.log").read_text()
 
 
 def test_a_launcher_that_gets_sigterm_leaves_a_run_that_goes_on_exactly(tmp_path: Path):

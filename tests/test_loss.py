@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import product
 from types import ModuleType
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from navit_clip.batch import Embeddings
@@ -85,7 +85,7 @@ def outcome(
 
 def outcomes(world: World, cases: list[tuple], nodes: Sequence[int] = (1,)) -> list[list[Outcome]]:
     """Of each case, on as many nodes of ranks as are asked for."""
-    worlds = [replace(world, ranks_per_node=world.size // number) for number in nodes]
+    worlds = [world.in_nodes_of(world.size // number) for number in nodes]
     return [[outcome(world, *case) for case in cases] for world in worlds]
 
 
@@ -126,6 +126,29 @@ def test_loss_and_gradients_equal_the_dense_reference(all_counts, nodes):
             config, counts, *rest = case
             wanted = rest[1] if len(rest) > 1 else NAMES
             assert_is(dense_reference(random_embeddings(sum(counts)), config, wanted), by_rank)
+
+
+def partners(world: World) -> tuple[dict[int, int], list[int]]:
+    """Whom a rank sends rows over the network, with how many numbers in all; and who is on its node."""
+    sent: dict[int, int] = {}
+
+    def counted(operation: Any, tensor: torch.Tensor, peer: int) -> dist.P2POp:
+        if operation is dist.isend:
+            sent[peer] = sent.get(peer, 0) + tensor.numel()
+        return point_to_point(operation, tensor, peer)
+
+    point_to_point, dist.P2POp = dist.P2POp, counted  # type: ignore[misc]
+    pairs = world.in_nodes_of(2)
+    outcome(pairs, LossConfig(), [3] * world.size)
+    return sent, dist.get_process_group_ranks(pairs.node)
+
+
+def test_captions_go_from_node_to_node_by_the_rank_in_the_same_place():
+    for rank, (sent, on_node) in enumerate(on_ranks(6, partners)):
+        columns = 3 * DIM
+        # All captions but the last node's go on, and what was made of them, which then goes home.
+        assert sent == {(rank + 2) % 6: 2 * columns + 3 * columns}
+        assert on_node == [rank - rank % 2, rank - rank % 2 + 1]
 
 
 def open_clip_losses() -> ModuleType:
@@ -196,26 +219,43 @@ def test_the_loss_is_fp32_under_autocast(config):
         np.testing.assert_array_equal(found.gradients[name], plain.gradients[name])
 
 
-@pytest.mark.parametrize(("products", "inside"), [("fp32", "highest"), ("tf32", "high")])
+def set_fp32_precision(value: str) -> None:
+    torch.backends.cuda.matmul.fp32_precision = value
+
+
+@pytest.mark.parametrize(("products", "inside"), [("fp32", "ieee"), ("tf32", "tf32")])
 @pytest.mark.parametrize("fails", [False, True])
-def test_products_are_as_asked_inside_the_loss_and_nowhere_else(monkeypatch, products, inside, fails):
+@pytest.mark.parametrize(
+    ("choose", "others"),
+    [
+        (set_fp32_precision, "tf32"),
+        (set_fp32_precision, "none"),
+        (torch.set_float32_matmul_precision, "high"),
+    ],
+)
+def test_products_are_as_asked_inside_the_loss_and_nowhere_else(
+    monkeypatch, products, inside, fails, choose, others
+):
+    """However a process has chosen its own, by PyTorch's newer setting or by the older."""
     seen = []
 
     def watched(comparisons: Comparisons) -> Sums:
-        seen.append(torch.get_float32_matmul_precision())
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
         if fails:
             raise RuntimeError("out of memory, say")
         return sigmoid_sums(comparisons)
 
     monkeypatch.setattr("navit_clip.loss.contrastive.sigmoid_sums", watched)
-    usual = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision("highest")
+    choose(others)
+    chosen = torch.backends.cuda.matmul.fp32_precision
     try:
         with pytest.raises(RuntimeError) if fails else nullcontext():
             contrastive_loss(LossConfig(products=products), random_embeddings(20), [20], ALONE)
-        assert (seen, torch.get_float32_matmul_precision()) == ([inside], "medium")
+        assert (seen, torch.backends.cuda.matmul.fp32_precision) == ([inside], chosen)
     finally:
-        torch.set_float32_matmul_precision(usual)
+        set_fp32_precision("none")
+        torch.set_float32_matmul_precision("highest")
 
 
 def rounded_to_tf32(values: torch.Tensor) -> torch.Tensor:
@@ -225,13 +265,15 @@ def rounded_to_tf32(values: torch.Tensor) -> torch.Tensor:
     return bits.view(torch.float32).double()
 
 
-def test_tf32_moves_gradients_by_less_than_a_thousandth():
+@pytest.mark.parametrize(("scale", "bias"), [(10, -10), (117, -12.9)], ids=["initial", "SigLIP's, trained"])
+def test_tf32_moves_gradients_by_less_than_a_thousandth(scale, bias):
     """The streamed loss's three products, their operands rounded as a GPU rounds them."""
-    image, text = (F.normalize(torch.randn(512, 256), dim=1) for _ in "it")
+    image, noise = (F.normalize(torch.randn(512, 256), dim=1) for _ in "it")
+    text = F.normalize(0.15 * image + noise, dim=1)
     signs = 2 * torch.eye(512) - 1
     gradients = []
     for operand in (torch.Tensor.double, rounded_to_tf32):
-        logits = operand(10 * image) @ operand(text).T - 10
+        logits = operand(scale * image) @ operand(text).T + bias
         of_logits = -signs * torch.sigmoid(-signs * logits)
         gradients.append((operand(of_logits) @ operand(text), operand(of_logits).T @ operand(image)))
     for exact, found in zip(*gradients, strict=True):

@@ -130,7 +130,8 @@ def _run(config: RunConfig, world: World, resume: str | None, stop: StopRequest,
     recorder.say(
         f"{run}: {sum(size for size, _ in sizes):.1f}M parameters, "
         f"{sum(size for size, trained in sizes if trained):.1f}M trained, ZeRO {config.engine.zero_stage}, "
-        f"{config.engine.precision} on {world.size} x {world.device.type}, {backend} attention, "
+        f"{config.engine.precision} on {world.size} x {world.device.type}, {world.ranks_per_node} a node, "
+        f"{backend} attention, "
         f"{origin or 'from the start'}"
     )
     for change in changed:

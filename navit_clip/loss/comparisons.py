@@ -39,32 +39,48 @@ class Comparisons:
     logit_bias: Float[Tensor, "1"]
     counts: list[int]
     """Pairs of every rank."""
+    starts: list[int]
+    """Pairs of all ranks before each."""
     world: World
     wants_gradient: bool
     """Of anything."""
     wants_columns: bool
     """Of the columns."""
 
-    def tiles(self, first: int, column_identity: Int64[Tensor, " columns"]) -> Iterator[Tile]:
-        """This rank's rows against columns, of which the first is a rank's first, by tiles.
+    @property
+    def travelling(self) -> list[Tensor]:
+        """What other ranks have to see."""
+        return [self.columns, self.identity] if self.same_caption else [self.columns]
 
-        No larger part of the matrix ever exists.
+    def tiles(
+        self,
+        first: int,
+        columns: Float[Tensor, "columns dim"],
+        identity: Int64[Tensor, " columns"] | None = None,
+    ) -> Iterator[Tile]:
+        """This rank's rows against what has travelled, by tiles: no larger part of the matrix ever exists.
+
+        Args:
+            first: the rank whose first column is the first of these.
+            columns: of one rank or several.
+            identity: theirs, if `same_caption`.
         """
         side = TILE[self.rows.device.type]
-        shift = sum(self.counts[: self.world.rank]) - sum(self.counts[:first])
-        for row in range(0, len(self.rows), side):
-            for column in range(0, len(column_identity), side):
-                rows, columns = slice(row, row + side), slice(column, column + side)
-                yield Tile(rows, columns, self._positive(rows, columns, column_identity, shift))
+        shift = self.starts[self.world.rank] - self.starts[first]
+        for start in range(0, len(self.rows), side):
+            row = range(start, min(start + side, len(self.rows)))
+            for start_column in range(0, len(columns), side):
+                column = range(start_column, min(start_column + side, len(columns)))
+                positive = self._positive(row, column, shift, identity)
+                yield Tile(slice(row.start, row.stop), slice(column.start, column.stop), positive)
 
     def _positive(
-        self, rows: slice, columns: slice, column_identity: Tensor, shift: int
+        self, row: range, column: range, shift: int, identity: Tensor | None
     ) -> Bool[Tensor, "rows columns"] | None:
-        """Where row i and column i + shift are a pair."""
-        if self.same_caption:
-            return self.identity[rows, None] == column_identity[columns]
-        row = range(rows.start + shift, min(rows.stop, len(self.rows)) + shift)
-        column = range(columns.start, min(columns.stop, len(column_identity)))
+        """Where a row and a column are a pair: the column is `shift` places further on, or both are equal."""
+        if identity is not None:
+            return self.identity[row.start : row.stop, None] == identity[column.start : column.stop]
+        row = range(row.start + shift, row.stop + shift)
         if row.stop <= column.start or column.stop <= row.start:
             return None
         own, theirs = (torch.arange(part.start, part.stop, device=self.rows.device) for part in (row, column))

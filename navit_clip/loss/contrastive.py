@@ -1,6 +1,6 @@
 """A rank's embeddings -> its part of the loss of all ranks' pairs, whatever their numbers.
 
-The matrix of comparisons is never kept: captions travel round the ranks, each rank works through it tile by
+The matrix of comparisons is never kept: captions travel round the nodes, each rank works through it tile by
 tile, and the gradients come with the loss (`sigmoid`, `softmax`). Everything is computed in the embeddings'
 own precision, fp32, under autocast too, but for products where TF32 is asked for.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -62,13 +63,14 @@ def contrastive_loss(
 
 @contextmanager
 def _multiplying_in(products: Literal["fp32", "tf32"]) -> Iterator[None]:
-    """Inside, whatever a process has set for its other products."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if products == "tf32" else "highest")
+    """Inside, whatever a process has set for its other products on a GPU."""
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = "tf32" if products == "tf32" else "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setting.fp32_precision = before
 
 
 class _Streamed(torch.autograd.Function):
@@ -96,6 +98,7 @@ class _Streamed(torch.autograd.Function):
             logit_scale=logit_scale,
             logit_bias=logit_bias,
             counts=counts,
+            starts=[0, *accumulate(counts)],
             world=world,
             wants_gradient=any(ctx.needs_input_grad),
             wants_columns=wants_image and wants_text,

@@ -1,4 +1,4 @@
-"""Tensors to other ranks and from them, all at once, any number of rows each."""
+"""Tensors to another rank, and others from one, at once and meanwhile."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Exchange:
         self._operations: list[dist.P2POp] = []
         self._requests: list[dist.Work] = []
 
-    def pass_on(self, tensors: Sequence[Tensor], to: int, come_from: int, num_rows: int) -> list[Tensor]:
+    def pass_on(self, tensors: Sequence[Tensor], to: int, source: int, num_rows: int) -> list[Tensor]:
         """Plans to send tensors to a rank; returns where as many will arrive from another.
 
         Args:
             tensors: contiguous; alike, but for their rows, on all ranks.
             to: a rank.
-            come_from: another, or the same.
+            source: another, or the same.
             num_rows: of what comes.
         """
         arriving = [tensor.new_empty(num_rows, *tensor.shape[1:]) for tensor in tensors]
@@ -29,11 +29,11 @@ class Exchange:
             if len(tensor):
                 self._operations.append(dist.P2POp(dist.isend, tensor, to))
             if num_rows:
-                self._operations.append(dist.P2POp(dist.irecv, space, come_from))
+                self._operations.append(dist.P2POp(dist.irecv, space, source))
         return arriving
 
     def start(self) -> None:
-        """A device starts its exchanges one after the other, in this order."""
+        """All of it; what is sent must stay as it is until it was waited for."""
         if self._operations:
             self._requests = dist.batch_isend_irecv(self._operations)
 

@@ -1,4 +1,7 @@
-"""The ranks of a node share rows over the links that join them, and gather what they made of these."""
+"""The ranks of a node share rows over the links that join them, and gather what they made of these.
+
+Both are one exchange of all with all, for any numbers of rows: hosts have one to start, however many ranks.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from navit_clip.distributed import World
-from navit_clip.loss.exchange import Exchange
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 
@@ -18,9 +21,9 @@ class Node:
     """This rank among those of its node."""
 
     def __init__(self, world: World):
-        self._rank = world.rank
+        self._group = world.node
+        self._size = world.ranks_per_node
         self._place = world.rank % world.ranks_per_node
-        self._ranks = [world.rank - self._place + place for place in range(world.ranks_per_node)]
 
     def share(self, rows: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
         """What all ranks of the node have, one after the other, on each of them.
@@ -29,14 +32,10 @@ class Node:
             rows: tensors with as many rows as this rank has.
             counts: rows of each rank of the node.
         """
-        exchange = Exchange()
-        of_all = [
-            rows if rank == self._rank else exchange.pass_on(rows, rank, rank, count)
-            for rank, count in zip(self._ranks, counts, strict=True)
-        ]
-        exchange.start()
-        exchange.wait()
-        return [torch.cat(parts) for parts in zip(*of_all, strict=True)]
+        if self._size == 1:
+            return list(rows)
+        own = [counts[self._place]] * self._size
+        return [self._exchange(torch.cat([part] * self._size), own, counts) for part in rows]
 
     def give_back(self, made: Sequence[Tensor], counts: Sequence[int], combine: Combine) -> list[Tensor]:
         """What all ranks of the node made of what this one shared, combined.
@@ -46,13 +45,14 @@ class Node:
             counts: as they were shared.
             combine: joins what two ranks made.
         """
-        exchange = Exchange()
-        split = [tensor.split(list(counts)) for tensor in made]
-        of_own = []
-        for rank, *parts in zip(self._ranks, *split, strict=True):
-            of_own.append(
-                parts if rank == self._rank else exchange.pass_on(parts, rank, rank, counts[self._place])
-            )
-        exchange.start()
-        exchange.wait()
-        return [reduce(combine, parts) for parts in zip(*of_own, strict=True)]
+        if self._size == 1:
+            return list(made)
+        own = [counts[self._place]] * self._size
+        gathered = [self._exchange(part, counts, own) for part in made]
+        return [reduce(combine, part.unflatten(0, (self._size, own[0])).unbind()) for part in gathered]
+
+    def _exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Some rows to each rank of the node, one after the other, for some from each."""
+        arriving = rows.new_empty(sum(received), *rows.shape[1:])
+        dist.all_to_all_single(arriving, rows, list(received), list(sent), group=self._group)
+        return arriving

@@ -5,8 +5,9 @@ over a network adapter of its own. The ranks of a node share what has arrived, s
 whole node at once, and give back what they made of them before that travels on.
 
 In step s a node works on the rows of the node s places before it. Meanwhile these are already on their way to
-the next node, and so is what was made of the rows before: the network overlaps with the work. A rank never
-holds more than a node's rows and, beside them, those of two ranks. A world of one rank has no exchanges.
+the next node, and so is what was made of the rows before: the network overlaps with the work. A rank holds a
+node's rows three times at most (as they came, what it made of them, what others made of its own) and beside
+them those of four ranks. A world of one rank has no exchanges.
 """
 
 from __future__ import annotations
@@ -48,14 +49,13 @@ def travel(
         owner = (world.rank - step * stride) % world.size
         first = owner - owner % stride
         on_node = counts[first : first + stride]
-        shared = node.share(here, on_node)  # before the network starts, which would hold it up
         network = Exchange()
         coming: list[Tensor] = []
         if step < num_nodes - 1:
             coming = network.pass_on(here, following, previous, counts[(owner - stride) % world.size])
         arrived = network.pass_on(made, following, previous, counts[owner])
         network.start()
-        made = node.give_back(visit(first, shared), on_node, combine)
+        made = node.give_back(visit(first, node.share(here, on_node)), on_node, combine)
         network.wait()
         if step:
             made = [combine(mine, theirs) for mine, theirs in zip(made, arrived, strict=True)]

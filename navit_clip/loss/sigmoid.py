@@ -24,9 +24,9 @@ def sigmoid_sums(comparisons: Comparisons) -> Sums:
     total = Accumulator(comparisons)
 
     def visit(first: int, arrived: list[Tensor]) -> list[Tensor]:
-        columns, identity = arrived
+        columns, *identity = arrived
         made = torch.zeros_like(columns) if comparisons.wants_columns else None
-        for tile in comparisons.tiles(first, identity):
+        for tile in comparisons.tiles(first, columns, *identity):
             scaled = comparisons.rows[tile.rows] * comparisons.logit_scale
             doubt = torch.addmm(comparisons.logit_bias, scaled, columns[tile.columns].T)  # -z * logits
             signs = None if tile.positive is None else torch.where(tile.positive, -1.0, 1.0)
@@ -40,5 +40,5 @@ def sigmoid_sums(comparisons: Comparisons) -> Sums:
                 total.add(tile, columns, gradient, made)
         return [] if made is None else [made]
 
-    home = travel([comparisons.columns, comparisons.identity], comparisons.counts, comparisons.world, visit)
+    home = travel(comparisons.travelling, comparisons.counts, comparisons.world, visit)
     return total.sums(home[0] if home else None)

@@ -19,28 +19,28 @@ from navit_clip.loss.ring import travel
 
 def softmax_sums(comparisons: Comparisons) -> Sums:
     """Loss and gradients, not yet divided by the number of pairs."""
-    counts, world, identity = comparisons.counts, comparisons.world, comparisons.identity
+    counts, world = comparisons.counts, comparisons.world
     log_rows = torch.full_like(comparisons.rows[:, 0], -torch.inf)
 
     def normalise(first: int, arrived: list[Tensor]) -> list[Tensor]:
-        columns, column_identity = arrived
+        columns, *identity = arrived
         log_columns = torch.full_like(columns[:, 0], -torch.inf)
-        for tile in comparisons.tiles(first, column_identity):
+        for tile in comparisons.tiles(first, columns, *identity):
             logits = _logits(comparisons, tile, columns)
             log_rows[tile.rows] = log_rows[tile.rows].logaddexp(logits.logsumexp(1))
             log_columns[tile.columns] = log_columns[tile.columns].logaddexp(logits.logsumexp(0))
         return [log_columns]
 
-    (log_columns,) = travel([comparisons.columns, identity], counts, world, normalise, torch.logaddexp)
+    (log_columns,) = travel(comparisons.travelling, counts, world, normalise, torch.logaddexp)
 
     total = Accumulator(comparisons)
     total.loss += ((log_rows + log_columns) / 2).sum()
     share = _share_of_a_positive(comparisons)
 
     def differentiate(first: int, arrived: list[Tensor]) -> list[Tensor]:
-        columns, column_identity, log_columns = arrived
+        columns, *identity, log_columns = arrived
         made = torch.zeros_like(columns) if comparisons.wants_columns else None
-        for tile in comparisons.tiles(first, column_identity):
+        for tile in comparisons.tiles(first, columns, *identity):
             logits = _logits(comparisons, tile, columns)
             target = None if tile.positive is None else tile.positive * share[tile.rows, None]
             if target is not None:
@@ -54,7 +54,7 @@ def softmax_sums(comparisons: Comparisons) -> Sums:
                 total.add(tile, columns, gradient, made)
         return [] if made is None else [made]
 
-    home = travel([comparisons.columns, identity, log_columns], counts, world, differentiate)
+    home = travel([*comparisons.travelling, log_columns], counts, world, differentiate)
     sums = total.sums(home[0] if home else None)
     return sums._replace(logit_bias=torch.zeros_like(sums.logit_bias))
 

@@ -354,15 +354,18 @@ def test_new_memory_is_as_fast_as_any_on_a_gpu_and_slower_here(root):
 def test_the_time_of_the_loss(root):
     """1000 pairs of 768: 6 n^2 w operations in fp32 and 40 n^2 bytes; 8 n w bytes a journey."""
     block = 6 * 1e6 * 768 / (0.75 * 67e12) + 40e6 / (0.85 * 3.35e12)
-    journey = 15e-6 + 8 * 1000 * 768 / 42.5e9
-    shared = 15e-6 + 7 * 4 * 1000 * 768 / 382.5e9
+    rows = 4 * 1000 * 768
+    journey = 15e-6 + 2 * rows / 42.5e9
+    shared = 2 * (15e-6 + 7 * rows / 382.5e9) + 43 * rows / (0.85 * 3.35e12)
     assert loss_time(1000.0, 768, 1, H100) == pytest.approx(block)
-    assert loss_time(1000.0, 768, 8, H100) == pytest.approx(8 * block + 2 * shared)
+    assert loss_time(1000.0, 768, 8, H100) == pytest.approx(8 * block + shared)
     assert block < journey < 8 * block
-    assert loss_time(1000.0, 768, 1024, H100) == pytest.approx(128 * (8 * block + 2 * shared) + journey)
+    assert loss_time(1000.0, 768, 1024, H100) == pytest.approx(128 * (8 * block + shared) + journey)
     slow = replace(H100, network_rate=H100.network_rate / 8)
-    journey = 15e-6 + 8 * 8 * 1000 * 768 / 42.5e9
-    assert loss_time(1000.0, 768, 1024, slow) == pytest.approx(128 * (journey + 2 * shared) + journey)
+    journey = 15e-6 + 8 * 2 * rows / 42.5e9
+    assert loss_time(1000.0, 768, 1024, slow) == pytest.approx(128 * (journey + shared) + journey)
+    few = 15e-6 + 2 * 4 * 100 * 768 / 42.5e9
+    assert loss_time(100.0, 768, 1024, H100) == pytest.approx(128 * 4e-4 + few), "the host has to start it"
 
 
 def test_the_loss_in_tf32(root):
@@ -387,14 +390,14 @@ def test_all_wait_for_the_slowest_rank_and_for_the_hosts(root):
 
 
 def test_what_weak_scaling_says_of_so400m(root):
-    """The row of docs/scaling.md with checkpoints at 384 px: 228 images of 576 patches fit, 98 % at 1024."""
+    """The row of docs/scaling.md with checkpoints at 384 px: 231 images of 576 patches fit, 95 % at 1024."""
     model = f"model.from={root}/configs/model/so400m16.yaml"
     config = b16(root, model, "model.image.checkpoint_blocks=true")
-    of = with_lengths(config, [576] * 228, 16)
+    of = with_lengths(config, [576] * 231, 16)
     assert memory_of(config, of, 8).peak < H100.memory
     node, many = (step_time(config, of, ranks, H100).total for ranks in (8, 1024))
-    assert node == pytest.approx(1.10, abs=0.01)
-    assert node / many == pytest.approx(0.98, abs=0.005)
+    assert node == pytest.approx(1.12, abs=0.01)
+    assert node / many == pytest.approx(0.95, abs=0.005)
 
 
 def test_the_precision_of_the_towers_is_that_of_their_rates(root):

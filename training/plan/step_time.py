@@ -26,6 +26,9 @@ that leaves is a guess: no GPU was measured. CPUs hide nothing: to send takes th
 CALLS = {0: 60, 1: 135, 2: 135, 3: 390}
 """Small operations that take as long as a stage's Python and its calls of kernels, for each batch and each
 tensor of the model: on an EPYC, of 312 tensors too small to matter."""
+NODE_STARTED = 4e-4
+"""Seconds in which a host starts all that the loss does with a node's captions: its Python, on an EPYC
+(benchmarks/loss_host.py); what NCCL and a GPU's driver add was not measured."""
 HOSTS_OVERLAPPED = 0.5
 """Share of the towers' time behind which hosts tell each other of the next step: they begin when all of this
 one's towers is launched. How early that is is a guess: no GPU was measured."""
@@ -147,15 +150,20 @@ def loss_time(pairs: float, dim: int, num_ranks: int, hardware: Hardware) -> flo
 
     They come from the node before with their gradients, in fp32, each rank's over its own adapter, while it
     works on those that are there: the longer of the two counts. The ranks of a node share what has arrived
-    before they work on it, and give the gradients back afterwards, which nothing hides.
+    before they work on it, and give the gradients back afterwards, which nothing hides. A host that takes
+    longer to start all this than a device to do it holds the device up: how far it was ahead when it began is
+    not counted, since a device takes in only about a thousand launches, those of some 25 nodes.
     """
     rows = FP32 * pairs * dim
     block = 3 * 2 * pairs**2 * dim / hardware.loss_rate + 10 * FP32 * pairs**2 / hardware.memory_rate
     on_a_node = min(num_ranks, hardware.node_size)
     shared = hardware.latency + (on_a_node - 1) * rows / hardware.node_rate if on_a_node > 1 else 0.0
+    # A copy for each rank of the node, zeros for their gradients, the sum of what all made, that of the ring.
+    copied = (5 * on_a_node + 3) * rows / hardware.memory_rate if num_ranks > 1 else 0.0
     nodes = math.ceil(num_ranks / on_a_node)
     journey = hardware.latency + 2 * rows / hardware.network_rate if nodes > 1 else 0.0
-    return nodes * (2 * shared + max(on_a_node * block, journey)) + journey
+    on_device = 2 * shared + copied + max(on_a_node * block, journey)
+    return nodes * (on_device if nodes == 1 else max(on_device, NODE_STARTED)) + journey
 
 
 def exchange_bytes(engine: EngineConfig, every: Weights, trained: Weights, on_cpu: bool) -> float:
