@@ -246,12 +246,12 @@ def test_the_gpus_are_those_of_the_data_sheets():
     ],
 )
 def test_what_ranks_exchange_in_bf16(root, stage, sent, hidden):
-    """Over 64 ranks: eight adapters of a node, 340 GB/s; 12 hops of 15 us a collective, one a bucket, 72 of
-    these at ZeRO 3."""
+    """Over 64 ranks: eight adapters of a node, 340 GB/s; 12 hops of 15 us a collective, one a bucket, or at
+    ZeRO 3 three a block."""
     config = b16(root, f"engine.zero_stage={stage}")
     time = step_time(config, with_lengths(config, [1], 1), 64, H100)
     buckets = 1 if stage == 0 else N / 5e7
-    seconds = sent * 63 / 64 / (8 * 42.5e9) + 12 * 15e-6 * buckets * (72 if stage == 3 else 1)
+    seconds = sent * 63 / 64 / (8 * 42.5e9) + 12 * 15e-6 * (72 if stage == 3 else buckets)
     assert time.exchange == pytest.approx(seconds - hidden * time.towers)
 
 
@@ -486,6 +486,18 @@ def test_a_plan_says_what_fits_and_what_does_not(root, capsys):
     assert "DOES NOT FIT" not in said
     assert navit_clip(["plan", config, "data.tokens_per_batch=1000000", "--gpus", "64"]) == 0
     assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+def test_a_plan_warns_of_too_few_workers_and_of_too_many_pairs(root, capsys):
+    config, batch = str(root / "configs/run/b16.yaml"), "data.tokens_per_batch=16384"
+    assert navit_clip(["plan", config, batch, "data.num_workers=64", "--gpus=8"]) == 0
+    said = capsys.readouterr().out
+    assert "DATA-BOUND" not in said
+    assert "32,768" not in said
+    assert navit_clip(["plan", config, "data.num_workers=2", "--gpus=64"]) == 0
+    said = capsys.readouterr().out
+    assert "cores a rank, DATA-BOUND with data.num_workers 2;" in said
+    assert "beyond 32,768" in said
 
 
 def test_a_plan_names_what_it_does_not_count(root, capsys):

@@ -1,7 +1,7 @@
 """`navit-clip plan`: memory, time, data and cost of a run on so many GPUs, before any of them is asked for.
 
     navit-clip plan configs/run/b16.yaml --gpus 64 --gpu h100
-    navit-clip plan configs/run/b16.yaml model.from=configs/model/l16.yaml engine.zero_stage=2 --gpus 512
+    navit-clip plan configs/run/b16.yaml model.from=configs/model/l16.yaml data.tokens_per_batch=57344
 
 The model, its assumptions and how near it came to what was measured: docs/scaling.md.
 """
@@ -30,6 +30,8 @@ HOUR = 3600.0
 
 STAGES = (0, 1, 2, 3)
 
+ENOUGH_PAIRS = 32768
+"""Of a step."""
 MOST_GPUS, MOST_TOKENS, MOST_PAIRS = 2**20, 2**40, 2**60
 """Far beyond anything that could be run, and far from where floating-point numbers end."""
 
@@ -70,6 +72,8 @@ def plan(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardwa
     pairs_per_step = engine.accumulation * workload.pairs * num_ranks
     seconds = config.pairs / pairs_per_step * time.total
     supply = supply_of(config, pairs_per_step / time.total, num_ranks, hardware)
+    workers = max(1, config.data.num_workers)
+    bound = f", DATA-BOUND with data.num_workers {workers}" if supply.cores_per_rank > workers else ""
     return [
         f"{num_ranks} x {hardware.name}: {all_weights(config).total / 1e6:.1f}M parameters, "
         f"ZeRO {engine.zero_stage}, {engine.precision}, {config.data.tokens_per_batch} image tokens a batch, "
@@ -77,6 +81,11 @@ def plan(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardwa
         "",
         f"a batch      {workload.pairs:,.0f} pairs of {workload.image_tokens / workload.pairs:.1f} patches "
         f"and {workload.caption_tokens} caption tokens; a step has {pairs_per_step:,.0f} pairs",
+        *(
+            [f"             beyond {ENOUGH_PAIRS:,} pairs a step SigLIP gained nothing (2303.15343, table 5)"]
+            if pairs_per_step > ENOUGH_PAIRS
+            else []
+        ),
         f"memory       {_size(memory.peak)} of {_size(hardware.memory)} a rank"
         + ("" if memory.peak <= hardware.memory else ": DOES NOT FIT"),
         *([f"host         {_size(memory.host)} a rank, offloaded"] if memory.host else []),
@@ -88,9 +97,9 @@ def plan(config: RunConfig, workload: Workload, num_ranks: int, hardware: Hardwa
         f"the run      {config.pairs:,} pairs: {_duration(seconds)}, "
         f"{_number(seconds / HOUR * num_ranks)} GPU-hours, {config.pairs / pairs_per_step:,.0f} steps, "
         f"{supply.images_per_second:,.0f} pairs/s",
-        f"data         {supply.cores_per_rank:.1f} cores a rank, {supply.storage_rate / 1e9:.2f} GB/s "
-        f"from storage; {supply.shards:,} shards to see each sample once, at least {supply.fewest_shards} "
-        "to feed all workers",
+        f"data         {supply.cores_per_rank:.1f} cores a rank{bound}; "
+        f"{supply.storage_rate / 1e9:.2f} GB/s from storage; {supply.shards:,} shards to see each sample "
+        f"once, at least {supply.fewest_shards:,}, each for {config.data.blocks_per_shard} workers",
         "",
         "| ZeRO | weights | moments | gradients | activations | batches | loss | buffers | peak | step |",
         "|---|---|---|---|---|---|---|---|---|---|",

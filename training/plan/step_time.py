@@ -197,10 +197,11 @@ def exchange_time(
     if num_ranks > hardware.node_size:
         rate = min(rate, hardware.network_rate * hardware.node_size)
     at_once = BUCKET if stage else JOINED
-    hops = 2 * math.log2(num_ranks) * hardware.latency * max(1.0, numbers / at_once)
-    if stage == 3:
-        hops *= 3 * depth
-    return sent * (num_ranks - 1) / num_ranks / rate + hops
+    collectives = max(1.0, numbers / at_once)
+    if stage == 3:  # each block's weights are gathered for themselves, and its gradients shared out
+        collectives = max(collectives, 3.0 * depth)
+    hops = 2 * math.log2(num_ranks) * hardware.latency
+    return sent * (num_ranks - 1) / num_ranks / rate + collectives * hops
 
 
 def passes_time(passes: Passes, hardware: Hardware) -> float:
