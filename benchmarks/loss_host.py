@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
+    if arguments.ranks < 2 * RANKS_PER_NODE or arguments.ranks % RANKS_PER_NODE:
+        parser.error(f"--ranks: expected two nodes of {RANKS_PER_NODE} or more, found {arguments.ranks}")
     dist.init_process_group("fake", rank=0, world_size=arguments.ranks, store=FakeStore())
     world = World(0, arguments.ranks, torch.device("cpu")).in_nodes_of(RANKS_PER_NODE)
     image, text = (F.normalize(torch.randn(PAIRS, DIM), dim=1).requires_grad_() for _ in range(2))

@@ -32,10 +32,8 @@ class World:
     rank: int
     size: int
     device: torch.device
-    ranks_per_node: int = 1
-    """Ranks that come one after the other and share a node's links: on all nodes as many, or 1."""
     node: dist.ProcessGroup | None = None
-    """Those of this rank's node; None where it is taken to be alone there."""
+    """The ranks of this one's node, which share its links; None where it is taken to be alone there."""
 
     @classmethod
     @contextmanager
@@ -77,7 +75,12 @@ class World:
         first = self.rank - self.rank % ranks_per_node
         ranks = [*range(first, first + ranks_per_node)]
         node = dist.new_group(ranks, use_local_synchronization=True) if ranks_per_node > 1 else None
-        return replace(self, ranks_per_node=ranks_per_node, node=node)
+        return replace(self, node=node)
+
+    @property
+    def ranks_per_node(self) -> int:
+        """They come one after the other, on all nodes as many."""
+        return 1 if self.node is None else self.node.size()
 
     @property
     def is_main(self) -> bool:

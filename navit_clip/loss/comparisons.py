@@ -17,7 +17,7 @@ TILE = {"cpu": 1024, "cuda": 4096}
 
 
 class Tile(NamedTuple):
-    """Some rows against some columns of one rank."""
+    """Some rows against some columns."""
 
     rows: slice
     columns: slice

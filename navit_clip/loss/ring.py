@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from navit_clip.distributed import World
-from navit_clip.loss.exchange import Exchange
 from navit_clip.loss.node import Combine, Node
 
 Visit = Callable[[int, list[Tensor]], list[Tensor]]
@@ -49,11 +49,11 @@ def travel(
         owner = (world.rank - step * stride) % world.size
         first = owner - owner % stride
         on_node = counts[first : first + stride]
-        network = Exchange()
+        network = _Exchange(following, previous)
         coming: list[Tensor] = []
         if step < num_nodes - 1:
-            coming = network.pass_on(here, following, previous, counts[(owner - stride) % world.size])
-        arrived = network.pass_on(made, following, previous, counts[owner])
+            coming = network.pass_on(here, counts[(owner - stride) % world.size])
+        arrived = network.pass_on(made, counts[owner])
         network.start()
         made = node.give_back(visit(first, node.share(here, on_node)), on_node, combine)
         network.wait()
@@ -62,8 +62,36 @@ def travel(
         here = coming
     if num_nodes == 1:
         return made
-    home = Exchange()
-    made = home.pass_on(made, following, previous, counts[world.rank])
+    home = _Exchange(following, previous)
+    made = home.pass_on(made, counts[world.rank])
     home.start()
     home.wait()
     return made
+
+
+class _Exchange:
+    """Sends to a rank and receives from another, all at once. What has no rows is not sent, nor awaited."""
+
+    def __init__(self, following: int, previous: int):
+        self._following, self._previous = following, previous
+        self._operations: list[dist.P2POp] = []
+        self._requests: list[dist.Work] = []
+
+    def pass_on(self, tensors: Sequence[Tensor], num_rows_to_come: int) -> list[Tensor]:
+        """Plans to send tensors; returns where as many like them, of so many rows, will arrive."""
+        arriving = [tensor.new_empty(num_rows_to_come, *tensor.shape[1:]) for tensor in tensors]
+        for tensor, space in zip(tensors, arriving, strict=True):
+            if len(tensor):
+                self._operations.append(dist.P2POp(dist.isend, tensor, self._following))
+            if num_rows_to_come:
+                self._operations.append(dist.P2POp(dist.irecv, space, self._previous))
+        return arriving
+
+    def start(self) -> None:
+        if self._operations:
+            self._requests = dist.batch_isend_irecv(self._operations)
+
+    def wait(self) -> None:
+        for request in self._requests:
+            request.wait()
+        self._operations.clear()  # what was sent may go
